@@ -1,1 +1,4 @@
-//! (being built)
+//! Tensors, the static graph, autodiff, passes, the memory plan, and the executors. Knows nothing of
+//! anomaly detection.
+
+pub mod cpu;

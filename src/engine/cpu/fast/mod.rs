@@ -1,0 +1,1 @@
+//! Hand-tuned CPU kernels: pure functions over slices, geometry in, no allocation.
