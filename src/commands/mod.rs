@@ -1,1 +1,124 @@
-//! (being built)
+//! The command line: parse, dispatch, print. One file per subcommand, each with its `Args` and a
+//! `run` that ends in `Ok` or a [`exit::Failure`].
+
+pub mod bench;
+pub mod check;
+pub mod doctor;
+pub mod eval;
+pub mod exit;
+pub mod forward;
+pub mod import;
+pub mod judge;
+pub mod serve;
+pub mod teach;
+
+use std::process::ExitCode;
+use std::sync::LazyLock;
+
+use clap::{Parser, Subcommand};
+
+pub use exit::{Exit, Failure, OrExit};
+
+/// Visual inspection for production lines.
+///
+/// Learns from pictures of good parts what good looks like, watches cameras, and says of every
+/// part, in time: good, unsure, or bad, with a heatmap that shows where.
+#[derive(Debug, Parser)]
+#[command(name = "inspectd", version = version(), propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Teach a model from a folder of pictures of good parts
+    Teach(teach::Args),
+    /// Judge pictures with a model: one JSON line per picture
+    Judge(judge::Args),
+    /// Measure a model on a labelled dataset in MVTec layout
+    Eval(eval::Args),
+    /// Run the daemon
+    Serve(serve::Args),
+    /// Check a configuration without running it
+    Check(check::Args),
+    /// Convert PyTorch or safetensors weights to our own file
+    Import(import::Args),
+    /// Time the operations, the networks and a whole frame
+    Bench(bench::Args),
+    /// Run one network on given tensors, to hold it against another implementation
+    Forward(forward::Args),
+    /// Say what is there, what is missing, and what to type
+    Doctor(doctor::Args),
+}
+
+/// The version, and whether CUDA kernels are embedded in this binary.
+fn version() -> &'static str {
+    static VERSION: LazyLock<String> = LazyLock::new(|| env!("CARGO_PKG_VERSION").to_owned());
+    &VERSION
+}
+
+/// Entry point of the binary: runs the command line of this process.
+pub fn main() -> ExitCode {
+    match Cli::try_parse() {
+        Ok(cli) => match dispatch(cli.command) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => failure.report(),
+        },
+        Err(message) => {
+            // `--help` and `--version` come here too. A closed pipe is no reason to fail.
+            let _ = message.print();
+            if message.use_stderr() { Exit::Usage.into() } else { ExitCode::SUCCESS }
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Teach(args) => teach::run(args),
+        Command::Judge(args) => judge::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Serve(args) => serve::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Import(args) => import::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Forward(args) => forward::run(args),
+        Command::Doctor(args) => doctor::run(args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_documented_command_line_parses() {
+        for line in [
+            "inspectd teach --images d --out m --preset small --seed 7 --minutes 2.5 --textures t --json",
+            "inspectd judge --model m a.png b.png --heatmaps h --maps r --json",
+            "inspectd eval --model m --dataset d --report r.html --json",
+            "inspectd serve --config c.toml",
+            "inspectd check --config c.toml",
+            "inspectd import --from a.pth --arch efficientnet_lite0 --out b.safetensors",
+            "inspectd bench --filter conv --json",
+            "inspectd forward --arch wide_resnet50_2 --weights w --input i --out o --device cpu",
+            "inspectd doctor",
+        ] {
+            let parsed = Cli::try_parse_from(line.split(' '));
+            assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());
+        }
+    }
+
+    #[test]
+    fn a_wrong_option_is_a_usage_error() {
+        let error = Cli::try_parse_from(["inspectd", "judge", "--modle", "m", "a.png"]).unwrap_err();
+        assert!(error.use_stderr());
+        assert!(error.to_string().contains("--model"), "{error}");
+    }
+}
