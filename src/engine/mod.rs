@@ -1,4 +1,19 @@
 //! Tensors, the static graph, autodiff, passes, the memory plan, and the executors. Knows nothing of
 //! anomaly detection.
+//!
+//! A network is built once (`Graph`), differentiated (`gradients`), simplified (`passes`), compiled for
+//! a device (`cpu::Program`) and run for ever without allocating.
 
 pub mod cpu;
+mod graph;
+mod op;
+mod shape;
+mod tensor;
+
+pub use graph::{Graph, GraphError, GraphResult, Node, Value};
+pub use op::{
+    Act, Adam, Attention, Binary, Conv, Distribution, Epilogue, Norm, Op, Pool, QkvLayout, Reduce, Resize,
+    Unary, Window,
+};
+pub use shape::{DType, Shape};
+pub use tensor::{ParamStore, Tensor};
