@@ -1,1 +1,85 @@
-//! (being built)
+//! The configuration: `RawConfig` (as typed) → [`Config`] (as meant) → [`diff`] → [`Plan`].
+//!
+//! | constraint | value |
+//! |---|---|
+//! | one table of keys | [`KEYS`]: parser, defaults, reload plan, example and error help are read from it |
+//! | mistakes shown at once | all that can be found, each with line, column and what to write instead |
+//! | unknown keys | refused |
+//!
+//! Absent on purpose: cameras, models, HTTP. This room reads text and looks whether files are there;
+//! it opens nothing for good.
+
+mod diagnostic;
+mod diff;
+mod files;
+mod keys;
+mod meant;
+mod raw;
+mod reference;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+pub use diagnostic::Diagnostic;
+pub use diff::{Change, Plan, diff};
+pub use keys::{KEYS, Key, Reload, Section};
+pub use meant::{
+    Config, ConfigHash, DaemonConfig, DropPolicy, HeatmapsOf, LineConfig, LineName, LogFormat, OnEos,
+    OutputsConfig, SLOTS_BESIDE_QUEUE, Settings, Sink, ThresholdOverride,
+};
+pub use raw::Value;
+pub use reference::example;
+
+/// Larger files are refused: a configuration of a hundred lines has 100 KB.
+const LARGEST_FILE: u64 = 4 << 20;
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("the configuration {path} cannot be read: {source}", path = path.display())]
+    Unreadable { path: PathBuf, source: std::io::Error },
+    #[error("{0}")]
+    Mistakes(Mistakes),
+}
+
+/// At least one mistake, in the order of the file.
+#[derive(Debug)]
+pub struct Mistakes(pub Vec<Diagnostic>);
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, diagnostic) in self.0.iter().enumerate() {
+            write!(f, "{}{diagnostic}", if i == 0 { "" } else { "\n" })?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads, understands and checks a configuration file, with the files that it names.
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    let size = file.metadata().map_err(unreadable)?.len();
+    if size > LARGEST_FILE {
+        let message = format!("it has {size} bytes, and more than {LARGEST_FILE} are refused");
+        return Err(unreadable(std::io::Error::other(message)));
+    }
+    let text = std::io::read_to_string(file).map_err(unreadable)?;
+    let absolute = std::path::absolute(path).map_err(unreadable)?;
+    let base = absolute.parent().unwrap_or(Path::new("/"));
+    understand(&text, path, base, true).map_err(ConfigError::Mistakes)
+}
+
+/// Understands `text`, shown as `file` in messages, with relative paths starting at `base`.
+/// `look` also looks at the files that it names.
+pub fn understand(text: &str, file: &Path, base: &Path, look: bool) -> Result<Config, Mistakes> {
+    let mut out = diagnostic::Diagnostics::new(file, text);
+    let raw = raw::read(text, &mut out);
+    if look {
+        files::check(&files::claims(&raw, base), &mut out);
+    }
+    let config = meant::mean(raw, base, text, &mut out);
+    if out.is_empty() { Ok(config) } else { Err(Mistakes(out.into_sorted())) }
+}

@@ -1,0 +1,287 @@
+//! The one table of configuration keys. The parser, the defaults, the reload plan, the documented
+//! example `config/inspectd.toml` and the help in error messages are all read from it.
+
+use std::fmt;
+
+/// The tables a configuration is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Section {
+    Daemon,
+    Line,
+    Thresholds,
+    Outputs,
+}
+
+impl Section {
+    pub const ALL: [Section; 4] = [Section::Daemon, Section::Line, Section::Thresholds, Section::Outputs];
+
+    /// As written in the file.
+    pub fn header(self) -> &'static str {
+        match self {
+            Section::Daemon => "[daemon]",
+            Section::Line => "[[line]]",
+            Section::Thresholds => "[line.thresholds]",
+            Section::Outputs => "[line.outputs]",
+        }
+    }
+
+    /// The keys of this section, in the table's order.
+    pub fn keys(self) -> impl Iterator<Item = &'static Key> {
+        KEYS.iter().filter(move |key| key.section == self)
+    }
+
+    pub fn key(self, name: &str) -> Option<&'static Key> {
+        self.keys().find(|key| key.name == name)
+    }
+}
+
+/// What a value may be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    Text,
+    /// `a-z 0-9 _ -`, at most 63: it becomes a metric label and a part of file names.
+    Name,
+    /// Relative paths start from the folder of the configuration file.
+    Path,
+    /// A path, `-` for standard output, or `off`.
+    Sink,
+    /// `IP:PORT`, or `off`.
+    Address,
+    Integer {
+        min: u64,
+        max: u64,
+    },
+    Float,
+    Bool,
+    Choice(&'static [&'static str]),
+    /// `[x, y, width, height]`.
+    Rect,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Kind::Text => f.write_str("text"),
+            Kind::Name => f.write_str("a name"),
+            Kind::Path => f.write_str("a path"),
+            Kind::Sink => f.write_str("a path, \"-\" or \"off\""),
+            Kind::Address => f.write_str("\"IP:PORT\" or \"off\""),
+            Kind::Integer { min, max } => write!(f, "a whole number from {min} to {max}"),
+            Kind::Float => f.write_str("a number"),
+            Kind::Bool => f.write_str("true or false"),
+            Kind::Choice(choices) => {
+                for (i, choice) in choices.iter().enumerate() {
+                    let before = match i {
+                        0 => "",
+                        _ if i + 1 == choices.len() => " or ",
+                        _ => ", ",
+                    };
+                    write!(f, "{before}\"{choice}\"")?;
+                }
+                Ok(())
+            }
+            Kind::Rect => f.write_str("[x, y, width, height]"),
+        }
+    }
+}
+
+/// What is taken where the file says nothing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Default {
+    /// The file must say it.
+    Required,
+    /// Nothing: the text says what that means.
+    Absent,
+    /// A TOML literal.
+    Value(&'static str),
+}
+
+/// What a change costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reload {
+    /// Taken over on SIGHUP, between two frames.
+    Hot,
+    /// The line must be started anew.
+    Line,
+    /// The daemon must be started anew.
+    Daemon,
+}
+
+impl fmt::Display for Reload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Reload::Hot => "hot",
+            Reload::Line => "line",
+            Reload::Daemon => "daemon",
+        })
+    }
+}
+
+/// One key.
+#[derive(Debug, PartialEq)]
+pub struct Key {
+    pub section: Section,
+    pub name: &'static str,
+    pub kind: Kind,
+    pub default: Default,
+    pub unit: &'static str,
+    pub reload: Reload,
+    /// What it does, in sentences.
+    pub text: &'static str,
+    /// A TOML literal, shown in the example and in error messages.
+    pub example: &'static str,
+}
+
+const fn key(section: Section, name: &'static str, kind: Kind, default: Default, reload: Reload) -> Key {
+    let example = match default {
+        Default::Value(literal) => literal,
+        _ => "",
+    };
+    Key { section, name, kind, default, unit: "", reload, text: "", example }
+}
+
+impl Key {
+    const fn unit(mut self, unit: &'static str) -> Self {
+        self.unit = unit;
+        self
+    }
+
+    const fn example(mut self, example: &'static str) -> Self {
+        self.example = example;
+        self
+    }
+
+    const fn text(mut self, text: &'static str) -> Self {
+        self.text = text;
+        self
+    }
+}
+
+use self::Default::{Absent, Required, Value};
+use self::Section::{Daemon, Line, Outputs, Thresholds};
+
+pub static KEYS: &[Key] = &[
+    key(Daemon, "http", Kind::Address, Value("\"127.0.0.1:9464\""), Reload::Daemon).text(
+        "Where /metrics, /healthz and the status page are served. Port 0 takes a free port, which is \
+         logged and written to STATE_DIR/http_address. \"off\" serves nothing.",
+    ),
+    key(Daemon, "threads", Kind::Integer { min: 0, max: 256 }, Value("0"), Reload::Daemon)
+        .text("Threads that compute. 0 takes one per processor core."),
+    key(Daemon, "drain_ms", Kind::Integer { min: 0, max: 600_000 }, Value("5000"), Reload::Daemon)
+        .unit("ms")
+        .text(
+            "After SIGTERM, how long the frames in flight may take to be judged. What is left then is \
+             counted as dropped.",
+        ),
+    key(Daemon, "state_dir", Kind::Path, Absent, Reload::Daemon).example("\"/var/lib/inspectd\"").text(
+        "Folder for the daemon's own files. If absent, $STATE_DIRECTORY (systemd sets it), else none \
+         are written.",
+    ),
+    key(
+        Daemon,
+        "log_format",
+        Kind::Choice(&["auto", "text", "json", "journald"]),
+        Value("\"auto\""),
+        Reload::Daemon,
+    )
+    .text(
+        "How log lines look. \"auto\" is journald under systemd and text elsewhere. The log goes to \
+         standard error.",
+    ),
+    key(
+        Daemon,
+        "log_level",
+        Kind::Choice(&["error", "warn", "info", "debug", "trace"]),
+        Value("\"info\""),
+        Reload::Daemon,
+    )
+    .text("Least severe log line that is written. $INSPECTD_LOG, if set, wins."),
+    key(Line, "name", Kind::Name, Required, Reload::Line)
+        .example("\"cam1\"")
+        .text("What the line is called in verdicts, metrics, logs and file names. Unique."),
+    key(Line, "model", Kind::Path, Required, Reload::Line)
+        .example("\"/var/lib/inspectd/part.safetensors\"")
+        .text("The taught model, made by `inspectd teach`."),
+    key(Line, "source", Kind::Text, Required, Reload::Line)
+        .example("\"v4l2src device=/dev/video0 ! video/x-raw,width=1280,height=720,framerate=30/1\"")
+        .text(
+            "A GStreamer pipeline fragment that ends in raw video (GRAY8, RGB, BGR, BGRx, NV12, I420 or \
+             YUY2), as given to gst-launch-1.0. Put videoconvert last if the camera speaks another format.",
+        ),
+    key(Line, "roi", Kind::Rect, Absent, Reload::Line).unit("pixels").example("[320, 40, 640, 640]").text(
+        "Region of interest in the frame: [x, y, width, height]. If absent, the whole frame. The model \
+         must have been taught on the same region.",
+    ),
+    key(Line, "slots", Kind::Integer { min: 8, max: 1024 }, Value("12"), Reload::Line).unit("frames").text(
+        "Frames the line's memory pool holds, for ever: being filled, queued, judged, and waiting to \
+         become a heatmap. At least queue + 7.",
+    ),
+    key(Line, "queue", Kind::Integer { min: 1, max: 1000 }, Value("2"), Reload::Line)
+        .unit("frames")
+        .text("Frames that may wait to be judged."),
+    key(Line, "drop", Kind::Choice(&["oldest", "newest", "block"]), Value("\"oldest\""), Reload::Line).text(
+        "What gives way when the queue is full: the frame that waited longest, the one that just came, \
+         or the camera, which has to wait (for files). A frame dropped here is counted in \
+         inspectd_frames_dropped_total and gets no verdict.",
+    ),
+    key(Line, "deadline_ms", Kind::Integer { min: 0, max: 3_600_000 }, Value("500"), Reload::Line)
+        .unit("ms")
+        .text(
+            "From capture to verdict. A part that is not judged by then gets the verdict \"late\" at that \
+             moment. 0 waits for ever.",
+        ),
+    key(Line, "on_eos", Kind::Choice(&["restart", "stop", "loop"]), Value("\"restart\""), Reload::Line).text(
+        "When the source ends. \"restart\": a fault, the camera is started again. \"stop\": the line is \
+         done; when every line is, the daemon ends. \"loop\": files are played again from the start.",
+    ),
+    key(Line, "sync", Kind::Bool, Value("false"), Reload::Line)
+        .text("Hand frames on at the pace of their timestamps (files) instead of as they come (cameras)."),
+    key(Line, "stall_timeout_ms", Kind::Integer { min: 0, max: 3_600_000 }, Value("5000"), Reload::Line)
+        .unit("ms")
+        .text(
+            "A source that gives no frame for this long is started again, and /healthz says so. 0 never \
+             (for triggered cameras).",
+        ),
+    key(Thresholds, "unsure", Kind::Float, Absent, Reload::Hot)
+        .unit("score")
+        .example("0.8")
+        .text("Scores below are good. If absent, the model's own."),
+    key(Thresholds, "bad", Kind::Float, Absent, Reload::Hot).unit("score").example("1.2").text(
+        "Scores from here on are bad; between the two a person should look. If absent, the model's own.",
+    ),
+    key(Outputs, "verdicts", Kind::Sink, Value("\"-\""), Reload::Hot)
+        .text("Where verdicts go, one JSON object a line: a file (appended to), \"-\" or \"off\"."),
+    key(Outputs, "heatmaps", Kind::Path, Absent, Reload::Hot)
+        .example("\"/var/lib/inspectd/heatmaps\"")
+        .text("Folder for pictures of what was found, the heatmap laid over the frame. If absent, none."),
+    key(Outputs, "heatmaps_of", Kind::Choice(&["bad", "unsure", "all"]), Value("\"unsure\""), Reload::Hot)
+        .text("Which parts get a picture: bad ones, unsure and bad ones, or all."),
+    key(Outputs, "heatmaps_keep", Kind::Integer { min: 1, max: 1_000_000 }, Value("1000"), Reload::Hot)
+        .unit("pictures")
+        .text("Pictures kept per line; the oldest go first."),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_is_documented_and_named_once() {
+        for (i, key) in KEYS.iter().enumerate() {
+            assert!(key.text.ends_with('.'), "{} needs a sentence", key.name);
+            assert!(!key.example.is_empty(), "{} needs an example", key.name);
+            assert!(
+                KEYS[..i].iter().all(|other| (other.section, other.name) != (key.section, key.name)),
+                "{} is there twice",
+                key.name
+            );
+        }
+    }
+
+    #[test]
+    fn keys_in_milliseconds_say_so_in_name_and_unit() {
+        for key in KEYS {
+            assert_eq!(key.name.ends_with("_ms"), key.unit == "ms", "{}", key.name);
+        }
+    }
+}
