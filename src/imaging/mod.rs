@@ -1,6 +1,16 @@
 //! Pixels: formats, files, the one definition of how a picture becomes a network's input, and the
 //! pictures made from a heatmap. Knows nothing of networks, cameras or config.
 
+mod error;
+pub mod files;
+pub mod heatmap;
 pub mod pixel;
+pub mod preprocess;
+pub mod resize;
+pub mod yuv;
 
+pub use error::ImagingError;
+pub use files::{RgbImage, list_images, read_image};
+pub use heatmap::Heatmap;
 pub use pixel::{FrameView, PixelFormat, Plane, Roi};
+pub use preprocess::Preprocessor;
