@@ -30,7 +30,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
                 "errors": [],
             }),
             Err(ConfigError::Mistakes(mistakes)) => json!({ "ok": false, "errors": mistakes.0 }),
-            Err(error) => json!({ "ok": false, "errors": [{ "file": args.config, "message": error.to_string() }] }),
+            Err(error) => {
+                json!({ "ok": false, "errors": [{ "file": args.config, "message": error.to_string() }] })
+            }
         };
         writeln!(std::io::stdout(), "{report}").map_err(Failure::stdout)?;
     }

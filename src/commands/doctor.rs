@@ -1,10 +1,375 @@
 //! `inspectd doctor`: what is there, what is missing, what to type.
+//!
+//! Each check is a [`Finding`]; only what the CPU path cannot run without is [`State::Missing`] and
+//! makes the command fail. No camera is opened, no CUDA call is made.
+
+use std::env;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
 
 use super::{Exit, Failure};
+use crate::{config, kernels};
+
+/// Where `scripts/setup.sh` and `inspectd import` put the backbone that `teach` starts from.
+const WEIGHTS: &str = "weights/efficientnet_lite0.safetensors";
+const DOWNLOADED_WEIGHTS: &str = "weights/efficientnet_lite0.pth";
+/// What the unit file starts the daemon with.
+const CONFIG: &str = "/etc/inspectd/inspectd.toml";
+const STATE_DIR: &str = "/var/lib/inspectd";
 
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// The configuration to look at
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+    /// Print the registers and memory of each embedded GPU kernel instead
+    #[arg(long, conflicts_with = "json")]
+    pub kernels: bool,
+}
 
-pub fn run(_args: Args) -> Result<(), Failure> {
-    Err(Failure::say(Exit::Unavailable, "`inspectd doctor` is not built yet"))
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    Ok,
+    /// Something works worse, or not yet; inspection on the CPU runs.
+    Note,
+    /// Inspection cannot run.
+    Missing,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    check: &'static str,
+    state: State,
+    found: String,
+    /// What to type.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fix: Option<String>,
+}
+
+impl Finding {
+    fn new(check: &'static str, state: State, found: impl Into<String>) -> Self {
+        Finding { check, state, found: found.into(), fix: None }
+    }
+
+    fn fix(mut self, fix: impl Into<String>) -> Self {
+        self.fix = Some(fix.into());
+        self
+    }
+}
+
+pub fn run(args: Args) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    if args.kernels {
+        return out.write_all(kernel_table().as_bytes()).map_err(Failure::stdout);
+    }
+    let findings = examine(args.config.as_deref());
+    let missing = findings.iter().filter(|f| f.state == State::Missing).count();
+    let text = if args.json {
+        let object = serde_json::json!({ "ready": missing == 0, "checks": findings });
+        format!("{object}\n")
+    } else {
+        text(&findings)
+    };
+    out.write_all(text.as_bytes()).map_err(Failure::stdout)?;
+    match missing {
+        0 => Ok(()),
+        1 => Err(Failure::say(Exit::Unavailable, "one thing that inspection needs is missing")),
+        n => Err(Failure::say(Exit::Unavailable, format!("{n} things that inspection needs are missing"))),
+    }
+}
+
+fn examine(config: Option<&Path>) -> Vec<Finding> {
+    let mut findings = vec![processor(), memory(&fs::read_to_string("/proc/meminfo").unwrap_or_default())];
+    findings.extend(gstreamer());
+    findings.push(weights(Path::new(".")));
+    findings.push(gpu_kernels());
+    findings.push(nvidia_driver());
+    findings.push(configuration(config));
+    findings.push(locked_memory(&fs::read_to_string("/proc/self/limits").unwrap_or_default()));
+    findings.push(state_dir());
+    findings
+}
+
+// ---------------------------------------------------------------- the machine
+
+fn processor() -> Finding {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let (isa, fast) = instruction_set();
+    let found = format!("{cores} core{}, {isa}", if cores == 1 { "" } else { "s" });
+    if fast {
+        Finding::new("processor", State::Ok, found)
+    } else {
+        Finding::new("processor", State::Note, format!("{found}: without AVX2 and FMA it will be slow"))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn instruction_set() -> (String, bool) {
+    let fast = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    let mut names = vec!["x86-64"];
+    for (name, there) in [
+        ("AVX2", is_x86_feature_detected!("avx2")),
+        ("FMA", is_x86_feature_detected!("fma")),
+        ("AVX-512", is_x86_feature_detected!("avx512f")),
+    ] {
+        if there {
+            names.push(name);
+        }
+    }
+    (names.join(" "), fast)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn instruction_set() -> (String, bool) {
+    (env::consts::ARCH.to_owned(), true)
+}
+
+/// A taught small preset and a camera's pool take some 200 MB; teaching about 1 GB.
+fn memory(meminfo: &str) -> Finding {
+    let mib = |key: &str| {
+        let line = meminfo.lines().find_map(|l| l.strip_prefix(key))?;
+        line.trim_start_matches(':').split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib / 1024)
+    };
+    let (Some(total), Some(free)) = (mib("MemTotal"), mib("MemAvailable")) else {
+        return Finding::new("memory", State::Note, "/proc/meminfo does not tell");
+    };
+    let found = format!("{total} MiB, {free} MiB available");
+    match free {
+        0..1024 => Finding::new("memory", State::Note, format!("{found}: little for teaching")),
+        _ => Finding::new("memory", State::Ok, found),
+    }
+}
+
+/// Frames are locked in memory so that no page fault delays a verdict; without the right to, they
+/// are merely not locked.
+fn locked_memory(limits: &str) -> Finding {
+    let soft = limits
+        .lines()
+        .find_map(|l| l.strip_prefix("Max locked memory"))
+        .and_then(|rest| rest.split_whitespace().next());
+    // 12 slots of a 1080p RGB frame are 75 MB.
+    let enough = 128 << 20;
+    match soft {
+        Some("unlimited") => Finding::new("locked memory", State::Ok, "unlimited"),
+        Some(bytes) => match bytes.parse::<u64>() {
+            Ok(n) if n >= enough => Finding::new("locked memory", State::Ok, format!("{} MiB", n >> 20)),
+            Ok(n) => Finding::new(
+                "locked memory",
+                State::Note,
+                format!("{} MiB: frames may be swapped out, which delays a verdict", n >> 20),
+            )
+            .fix("ulimit -l unlimited    (the systemd unit sets LimitMEMLOCK=infinity)"),
+            Err(_) => Finding::new("locked memory", State::Note, "/proc/self/limits does not tell"),
+        },
+        None => Finding::new("locked memory", State::Note, "/proc/self/limits does not tell"),
+    }
+}
+
+fn state_dir() -> Finding {
+    let (dir, from) = match env::var_os("STATE_DIRECTORY") {
+        Some(dir) => (PathBuf::from(dir), " ($STATE_DIRECTORY)"),
+        None => (PathBuf::from(STATE_DIR), ""),
+    };
+    let name = format!("{}{from}", dir.display());
+    if !dir.is_dir() {
+        return Finding::new("state folder", State::Note, format!("{name} is not there; systemd makes it"))
+            .fix("set state_dir in the configuration to run without systemd");
+    }
+    match tempfile::tempfile_in(&dir) {
+        Ok(_) => Finding::new("state folder", State::Ok, format!("{name} can be written")),
+        Err(e) => Finding::new("state folder", State::Note, format!("{name} cannot be written: {e}"))
+            .fix(format!("sudo chown $USER {}    (under systemd this is right as it is)", dir.display())),
+    }
+}
+
+// ---------------------------------------------------------------- what inspectd stands on
+
+fn gstreamer() -> Vec<Finding> {
+    Vec::new()
+}
+
+fn weights(root: &Path) -> Finding {
+    let check = "weights";
+    let import =
+        format!("inspectd import --from {DOWNLOADED_WEIGHTS} --arch efficientnet_lite0 --out {WEIGHTS}");
+    if root.join(WEIGHTS).is_file() {
+        Finding::new(check, State::Ok, format!("{WEIGHTS}, to teach from"))
+    } else if root.join(DOWNLOADED_WEIGHTS).is_file() {
+        Finding::new(
+            check,
+            State::Note,
+            format!("{DOWNLOADED_WEIGHTS} is there but not imported; teaching needs it"),
+        )
+        .fix(import)
+    } else {
+        Finding::new(check, State::Note, format!("no {WEIGHTS} here; teaching needs it, judging does not"))
+            .fix(format!("scripts/setup.sh --only weights && {import}"))
+    }
+}
+
+fn gpu_kernels() -> Finding {
+    let check = "GPU kernels";
+    if !kernels::embedded() {
+        return Finding::new(check, State::Note, "not in this binary: it was built without NVRTC")
+            .fix("scripts/setup.sh --only nvrtc && cargo build --release");
+    }
+    let archs: Vec<String> =
+        kernels::cubin_archs(kernels::IMAGES).iter().map(|a| format!("sm_{a}")).collect();
+    let archs = if archs.is_empty() { "PTX alone".to_owned() } else { archs.join(" ") };
+    Finding::new(check, State::Ok, format!("embedded, by NVRTC {}: {archs}", kernels::NVRTC))
+}
+
+/// The driver is looked for, not asked anything: without it the first CUDA call would end the process.
+fn nvidia_driver() -> Finding {
+    let check = "NVIDIA driver";
+    // SAFETY: loads libcuda if it is there, which runs the constructors of the driver that the
+    // administrator installed; no function of it is called.
+    if !unsafe { cudarc::driver::sys::is_culib_present() } {
+        return Finding::new(check, State::Note, "none (no libcuda.so.1): inspection runs on the CPU");
+    }
+    let version = fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
+    let version =
+        version.lines().next().unwrap_or("libcuda is there, its kernel module is not loaded").trim();
+    // Said as long as it is true: src/engine/cuda does not exist yet.
+    Finding::new(check, State::Note, format!("{version}; this version inspects on the CPU all the same"))
+}
+
+fn configuration(given: Option<&Path>) -> Finding {
+    let check = "configuration";
+    let path = given.unwrap_or(Path::new(CONFIG));
+    if given.is_none() && !path.exists() {
+        return Finding::new(check, State::Note, format!("no {CONFIG}"))
+            .fix(format!("sudo install -D -m 644 config/inspectd.toml {CONFIG}"));
+    }
+    match config::load(path) {
+        Ok(config) => {
+            let lines = config.lines.len();
+            let plural = if lines == 1 { "" } else { "s" };
+            Finding::new(check, State::Ok, format!("{}: {lines} line{plural}", path.display()))
+        }
+        Err(e) => {
+            let first = e.to_string().lines().next().unwrap_or_default().to_owned();
+            Finding::new(check, if given.is_some() { State::Missing } else { State::Note }, first)
+                .fix(format!("inspectd check --config {}", path.display()))
+        }
+    }
+}
+
+// ---------------------------------------------------------------- printing
+
+fn text(findings: &[Finding]) -> String {
+    let width = findings.iter().map(|f| f.check.len()).max().unwrap_or(0);
+    let mut out = String::new();
+    for f in findings {
+        let state = match f.state {
+            State::Ok => "ok     ",
+            State::Note => "note   ",
+            State::Missing => "MISSING",
+        };
+        out += &format!("{state}  {:width$}  {}\n", f.check, f.found);
+        if let Some(fix) = &f.fix {
+            out += &format!("{:pad$}try: {fix}\n", "", pad = 7 + 2 + width + 2);
+        }
+    }
+    out
+}
+
+/// One line per kernel and architecture.
+fn kernel_table() -> String {
+    if !kernels::embedded() {
+        return "no GPU kernels in this binary: it was built without NVRTC\n".to_owned();
+    }
+    let mut out = format!(
+        "{:<12} {:<28} {:>7} {:>9} {:>12} {:>11}\n",
+        "module", "kernel", "arch", "registers", "shared bytes", "local bytes"
+    );
+    for u in kernels::REPORT {
+        let local = u.stack_bytes + u.spill_store_bytes + u.spill_load_bytes;
+        out += &format!(
+            "{:<12} {:<28} {:>7} {:>9} {:>12} {local:>11}\n",
+            u.module,
+            u.kernel,
+            format!("sm_{}", u.arch),
+            u.registers,
+            u.shared_bytes
+        );
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_aligned_and_says_what_to_type() {
+        let findings = [
+            Finding::new("memory", State::Ok, "8 GiB"),
+            Finding::new("GStreamer", State::Missing, "no appsink").fix("sudo apt install x"),
+        ];
+        assert_eq!(
+            text(&findings),
+            "ok       memory     8 GiB\nMISSING  GStreamer  no appsink\n                    try: sudo apt install x\n"
+        );
+    }
+
+    #[test]
+    fn memory_is_read_from_meminfo_and_little_of_it_is_noted() {
+        let meminfo = "MemTotal:       24576000 kB\nMemFree:  1 kB\nMemAvailable:   20480000 kB\n";
+        let finding = memory(meminfo);
+        assert_eq!((finding.state, finding.found.as_str()), (State::Ok, "24000 MiB, 20000 MiB available"));
+        assert_eq!(memory("MemTotal: 2048000 kB\nMemAvailable: 512000 kB\n").state, State::Note);
+        assert_eq!(memory("").state, State::Note);
+    }
+
+    #[test]
+    fn a_small_limit_of_locked_memory_is_noted_with_what_to_type() {
+        let limits = |soft: &str| {
+            format!("Limit   Soft Limit  Hard Limit  Units\nMax locked memory   {soft}  {soft}  bytes\n")
+        };
+        assert_eq!(locked_memory(&limits("unlimited")).state, State::Ok);
+        assert_eq!(locked_memory(&limits("1073741824")).found, "1024 MiB");
+        let small = locked_memory(&limits("8388608"));
+        assert_eq!(small.state, State::Note);
+        assert!(small.fix.is_some_and(|f| f.contains("ulimit")));
+        assert_eq!(locked_memory("").state, State::Note);
+    }
+
+    #[test]
+    fn weights_that_are_not_there_or_not_imported_say_the_next_command() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(weights(dir.path()).fix.is_some_and(|f| f.starts_with("scripts/setup.sh")));
+        fs::create_dir(dir.path().join("weights")).unwrap();
+        fs::write(dir.path().join(DOWNLOADED_WEIGHTS), "").unwrap();
+        assert!(weights(dir.path()).fix.is_some_and(|f| f.starts_with("inspectd import")));
+        fs::write(dir.path().join(WEIGHTS), "").unwrap();
+        assert_eq!(weights(dir.path()).state, State::Ok);
+    }
+
+    #[test]
+    fn a_configuration_that_was_named_must_be_right_and_the_default_one_need_not_exist() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        assert_eq!(configuration(Some(&path)).state, State::Missing);
+        fs::write(&path, "[daemom]\n").unwrap();
+        let wrong = configuration(Some(&path));
+        assert_eq!(wrong.state, State::Missing);
+        assert!(wrong.fix.is_some_and(|f| f.starts_with("inspectd check --config ")));
+        if !Path::new(CONFIG).exists() {
+            assert_eq!(configuration(None).state, State::Note);
+        }
+    }
+
+    #[test]
+    fn the_kernel_table_has_one_line_per_report() {
+        let lines = kernel_table().lines().count();
+        assert_eq!(lines, 1 + kernels::REPORT.len());
+    }
 }
