@@ -1,0 +1,191 @@
+//! What happens in the daemon: one typed event is one log line and one metric.
+//!
+//! ERROR means that data was lost or somebody must act; WARN that something was degraded and mended
+//! itself or will; INFO what an operator wants in the log of a day; DEBUG what is true of every frame.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tracing::{debug, error, info, warn};
+
+use super::limit::Limit;
+use super::line::{Output, OutputFault, verdict_label};
+use super::{LineMetrics, Metrics};
+use crate::model::{Thresholds, Verdict};
+
+/// How a reload ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reload {
+    Applied,
+    Unchanged,
+    Invalid,
+    NeedsRestart,
+    Failed,
+}
+
+impl Reload {
+    pub const ALL: [Reload; 5] =
+        [Reload::Applied, Reload::Unchanged, Reload::Invalid, Reload::NeedsRestart, Reload::Failed];
+
+    pub fn label(self) -> &'static str {
+        match self {
+            Reload::Applied => "applied",
+            Reload::Unchanged => "unchanged",
+            Reload::Invalid => "invalid",
+            Reload::NeedsRestart => "needs_restart",
+            Reload::Failed => "failed",
+        }
+    }
+}
+
+/// Something that happened to the daemon.
+#[derive(Clone, Copy)]
+pub enum Event<'a> {
+    Listening { address: SocketAddr },
+    LineStarted { line: &'a str, model: &'a str, thresholds: Thresholds },
+    Ready { lines: usize, config: &'a str },
+    Reloaded { result: Reload, detail: &'a dyn fmt::Display },
+    LineEnded { line: &'a str },
+    LineSick { line: &'a str, why: &'a str },
+    LineWell { line: &'a str },
+    Draining { why: &'a str, limit: Duration },
+    DrainLimit { left: usize },
+    Stopped { frames: u64 },
+}
+
+impl Event<'_> {
+    /// Writes the log line and moves the metric.
+    pub fn emit(self, metrics: &Metrics) {
+        match self {
+            Event::Listening { address } => {
+                info!(%address, "Listening: http://{address}/ shows the lines, /metrics and /healthz are for machines.");
+            }
+            Event::LineStarted { line, model, thresholds: Thresholds { unsure, bad } } => {
+                metrics.model_info.with_label_values(&[line, model]).set(1);
+                info!(line, model, unsure, bad, "The line is started.");
+            }
+            Event::Ready { lines, config } => {
+                metrics.config_hash.with_label_values(&[config]).set(1);
+                info!(lines, config, "Ready.");
+            }
+            Event::Reloaded { result, detail } => {
+                metrics.config_reloads.with_label_values(&[result.label()]).inc();
+                match result {
+                    Reload::Applied => info!("The configuration was taken over: {detail}."),
+                    Reload::Unchanged => info!("The configuration is as before; output files were reopened."),
+                    Reload::Invalid => {
+                        error!("The configuration was refused, and the one before stays in force: {detail}")
+                    }
+                    Reload::NeedsRestart => error!(
+                        "Nothing was taken over, because these changes need `systemctl restart inspectd`: {detail}."
+                    ),
+                    Reload::Failed => error!(
+                        "Nothing was taken over, and the configuration before stays in force: {detail}"
+                    ),
+                }
+            }
+            Event::LineEnded { line } => info!(line, "The line's source has ended."),
+            Event::LineSick { line, why } => warn!(line, "The line makes no progress: {why}."),
+            Event::LineWell { line } => info!(line, "The line makes progress again."),
+            Event::Draining { why, limit } => {
+                info!("Stopping ({why}): frames in flight have {limit:?} to be judged.");
+            }
+            Event::DrainLimit { left } => warn!(left, "Time is up: frames in flight were dropped."),
+            Event::Stopped { frames } => info!(frames, "Stopped."),
+        }
+    }
+}
+
+/// Something that happened to a frame of a line, or to what its verdict drives.
+#[derive(Clone, Copy)]
+pub enum LineEvent<'a> {
+    Verdict { sequence: u64, verdict: Verdict, score: Option<f32>, latency: Duration },
+    JudgeFailed { sequence: u64, error: &'a dyn fmt::Display },
+    JudgementDiscarded { sequence: u64 },
+    OutputFailed { output: Output, fault: OutputFault, detail: &'a dyn fmt::Display },
+    LedgerUnbalanced { detail: &'a dyn fmt::Display },
+}
+
+/// Metrics of a line, and what keeps its log readable.
+#[derive(Debug)]
+pub struct LineTelemetry {
+    pub name: String,
+    pub metrics: LineMetrics,
+    late: Limit,
+    judge_failed: Limit,
+    output_failed: [Limit; 2],
+    unbalanced: Limit,
+}
+
+impl LineTelemetry {
+    pub fn new(name: &str, metrics: LineMetrics) -> Self {
+        LineTelemetry {
+            name: name.to_owned(),
+            metrics,
+            late: Limit::default(),
+            judge_failed: Limit::default(),
+            output_failed: [Limit::default(), Limit::default()],
+            unbalanced: Limit::default(),
+        }
+    }
+
+    /// Moves the metric, and writes the log line unless one of its kind was written just before.
+    pub fn emit(&self, event: LineEvent<'_>) {
+        let line = self.name.as_str();
+        match event {
+            LineEvent::Verdict { sequence, verdict, score, latency } => {
+                self.metrics.latency.observe(latency.as_secs_f64());
+                if let Some(score) = score {
+                    self.metrics.score.observe(score.into());
+                }
+                let latency_ms = latency.as_secs_f64() * 1e3;
+                let verdict_name = verdict_label(verdict);
+                match verdict {
+                    Verdict::Good => {
+                        debug!(line, sequence, verdict = verdict_name, score, latency_ms, "Judged.")
+                    }
+                    Verdict::Unsure | Verdict::Bad => {
+                        info!(line, sequence, verdict = verdict_name, score, latency_ms, "Judged.");
+                    }
+                    Verdict::Late => {
+                        self.metrics.deadline_misses.inc();
+                        if let Some(unsaid) = self.late.pass() {
+                            warn!(
+                                line,
+                                sequence,
+                                verdict = verdict_name,
+                                latency_ms,
+                                unsaid,
+                                "A part was not judged in time."
+                            );
+                        }
+                    }
+                }
+            }
+            LineEvent::JudgeFailed { sequence, error } => {
+                self.metrics.judge_failures.inc();
+                if let Some(unsaid) = self.judge_failed.pass() {
+                    error!(line, sequence, unsaid, "A frame could not be judged: {error}.");
+                }
+            }
+            LineEvent::JudgementDiscarded { sequence } => {
+                self.metrics.judgements_discarded.inc();
+                debug!(line, sequence, "The judgement came after the verdict late.");
+            }
+            LineEvent::OutputFailed { output, fault, detail } => {
+                self.metrics.output_failed(output, fault).inc();
+                if let Some(unsaid) = self.output_failed[output as usize].pass() {
+                    let (output, reason) = (output.label(), fault.label());
+                    error!(line, output, reason, unsaid, "An output was lost: {detail}.");
+                }
+            }
+            LineEvent::LedgerUnbalanced { detail } => {
+                self.metrics.ledger_unbalanced.inc();
+                if let Some(unsaid) = self.unbalanced.pass() {
+                    error!(line, unsaid, "The ledger of frames does not balance: {detail}.");
+                }
+            }
+        }
+    }
+}
