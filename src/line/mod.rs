@@ -1,1 +1,7 @@
 //! (being built)
+
+mod desk;
+#[cfg(test)]
+mod testing;
+
+pub use desk::{Counts, Desk, FrameId, Picture, Terms};
