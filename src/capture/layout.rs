@@ -1,0 +1,208 @@
+//! Where a frame's planes lie in its memory. Strides and offsets come from the buffer's video meta and
+//! are checked once here, so that a view can never reach outside.
+
+use gstreamer_video as gst_video;
+
+use crate::imaging::{FrameView, PixelFormat, Plane};
+
+/// The format in our terms; `None` for the formats we do not hand on.
+pub(super) fn pixel_format(format: gst_video::VideoFormat) -> Option<PixelFormat> {
+    Some(match format {
+        gst_video::VideoFormat::Gray8 => PixelFormat::Gray8,
+        gst_video::VideoFormat::Rgb => PixelFormat::Rgb,
+        gst_video::VideoFormat::Bgr => PixelFormat::Bgr,
+        gst_video::VideoFormat::Bgrx => PixelFormat::Bgrx,
+        gst_video::VideoFormat::Nv12 => PixelFormat::Nv12,
+        gst_video::VideoFormat::I420 => PixelFormat::I420,
+        gst_video::VideoFormat::Yuy2 => PixelFormat::Yuy2,
+        _ => return None,
+    })
+}
+
+/// Bytes of pixels in a row of plane `plane`, and its rows. Odd sizes round chroma up.
+fn plane_size(format: PixelFormat, width: usize, height: usize, plane: usize) -> (usize, usize) {
+    let (half_width, half_height) = (width.div_ceil(2), height.div_ceil(2));
+    match (format, plane) {
+        (PixelFormat::Gray8, _) => (width, height),
+        (PixelFormat::Rgb | PixelFormat::Bgr, _) => (width * 3, height),
+        (PixelFormat::Bgrx, _) => (width * 4, height),
+        (PixelFormat::Yuy2, _) => (half_width * 4, height),
+        (PixelFormat::Nv12 | PixelFormat::I420, 0) => (width, height),
+        (PixelFormat::Nv12, _) => (half_width * 2, half_height),
+        (PixelFormat::I420, _) => (half_width, half_height),
+    }
+}
+
+/// One plane in the frame's memory: `offset + row * stride`, bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Span {
+    pub offset: usize,
+    pub stride: usize,
+    /// Bytes of pixels per row; what lies between this and `stride` is padding.
+    pub row_bytes: usize,
+    pub rows: usize,
+}
+
+impl Span {
+    /// From the first pixel's byte to the last one's; padding after the last row need not exist.
+    fn bytes(&self) -> usize {
+        self.stride * (self.rows - 1) + self.row_bytes
+    }
+}
+
+/// The planes of a frame in one block of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Layout {
+    pub format: PixelFormat,
+    pub width: usize,
+    pub height: usize,
+    spans: [Span; 3],
+}
+
+/// Larger pictures than this in either direction are refused; products of sizes then stay far from
+/// overflow.
+const MAX_SIDE: usize = 1 << 15;
+
+impl Layout {
+    /// The layout with the given offsets and strides; `None` when a size is zero or too large, a stride
+    /// is negative or shorter than a row, or a plane is missing.
+    pub(super) fn new(
+        format: PixelFormat,
+        (width, height): (usize, usize),
+        offsets: &[usize],
+        strides: &[i32],
+    ) -> Option<Self> {
+        if !(1..=MAX_SIDE).contains(&width) || !(1..=MAX_SIDE).contains(&height) {
+            return None;
+        }
+        let mut spans = [Span::default(); 3];
+        for (plane, span) in spans.iter_mut().enumerate().take(format.planes()) {
+            let (row_bytes, rows) = plane_size(format, width, height, plane);
+            let stride = usize::try_from(*strides.get(plane)?).ok()?;
+            let offset = *offsets.get(plane)?;
+            if stride < row_bytes || offset > isize::MAX as usize / 2 {
+                return None;
+            }
+            *span = Span { offset, stride, row_bytes, rows };
+        }
+        Some(Layout { format, width, height, spans })
+    }
+
+    /// GStreamer's own layout for these caps.
+    pub(super) fn of_info(info: &gst_video::VideoInfo) -> Option<Self> {
+        let size = (info.width() as usize, info.height() as usize);
+        Self::new(pixel_format(info.format())?, size, info.offset(), info.stride())
+    }
+
+    /// The layout that the meta of a buffer with these caps states.
+    pub(super) fn of_meta(info: &gst_video::VideoInfo, meta: &gst_video::VideoMeta) -> Option<Self> {
+        if meta.format() != info.format() || meta.width() != info.width() || meta.height() != info.height() {
+            return None;
+        }
+        let size = (info.width() as usize, info.height() as usize);
+        Self::new(pixel_format(info.format())?, size, meta.offset(), meta.stride())
+    }
+
+    pub(super) fn spans(&self) -> &[Span] {
+        &self.spans[..self.format.planes()]
+    }
+
+    /// Whether every plane lies inside `len` bytes.
+    pub(super) fn fits(&self, len: usize) -> bool {
+        self.spans().iter().all(|span| span.offset + span.bytes() <= len)
+    }
+
+    /// The frame in `memory`. Planes that do not lie inside come out empty; `fits` rules that out.
+    pub(super) fn view<'a>(&self, memory: &'a [u8]) -> FrameView<'a> {
+        let mut planes = [Plane::default(); 3];
+        for (plane, span) in planes.iter_mut().zip(self.spans()) {
+            let data = memory.get(span.offset..span.offset + span.bytes()).unwrap_or_default();
+            *plane = Plane { data, stride: span.stride };
+        }
+        FrameView { format: self.format, width: self.width, height: self.height, planes }
+    }
+
+    /// Whether format and size are the same; strides may differ.
+    pub(super) fn same_picture(&self, other: &Layout) -> bool {
+        (self.format, self.width, self.height) == (other.format, other.width, other.height)
+    }
+
+    /// Copies the picture row by row from `from`, laid out like this, to `to`, laid out like `target`.
+    /// False, with some rows copied, when the pictures differ or a side is too small.
+    pub(super) fn copy_to(&self, from: &[u8], target: &Layout, to: &mut [u8]) -> bool {
+        self.same_picture(target)
+            && self.spans().iter().zip(target.spans()).all(|(source, target)| {
+                (0..source.rows).all(|row| {
+                    let read = source.offset + row * source.stride;
+                    let write = target.offset + row * target.stride;
+                    match (
+                        from.get(read..read + source.row_bytes),
+                        to.get_mut(write..write + source.row_bytes),
+                    ) {
+                        (Some(from), Some(to)) => {
+                            to.copy_from_slice(from);
+                            true
+                        }
+                        _ => false,
+                    }
+                })
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(format: gst_video::VideoFormat, width: u32, height: u32) -> gst_video::VideoInfo {
+        gstreamer::init().unwrap();
+        gst_video::VideoInfo::builder(format, width, height).build().unwrap()
+    }
+
+    #[test]
+    fn the_layout_of_every_format_and_odd_size_fits_gstreamers_own_buffer_exactly() {
+        for format in PixelFormat::ALL {
+            for (width, height) in [(1, 1), (2, 2), (3, 5), (321, 241), (640, 480)] {
+                let info = info(format.name().parse().unwrap(), width, height);
+                let layout = Layout::of_info(&info).unwrap();
+                assert!(layout.fits(info.size()), "{} {width}x{height}", format.name());
+                let last = layout.spans().last().unwrap();
+                let end = last.offset + last.bytes();
+                assert!(!layout.fits(end - 1), "{} {width}x{height}", format.name());
+            }
+        }
+    }
+
+    #[test]
+    fn odd_sizes_round_chroma_up() {
+        assert_eq!(plane_size(PixelFormat::Nv12, 5, 3, 1), (6, 2));
+        assert_eq!(plane_size(PixelFormat::I420, 5, 3, 2), (3, 2));
+        assert_eq!(plane_size(PixelFormat::Yuy2, 5, 3, 0), (12, 3));
+    }
+
+    #[test]
+    fn hostile_strides_and_sizes_are_refused() {
+        let gray = PixelFormat::Gray8;
+        assert!(Layout::new(gray, (10, 10), &[0], &[10]).is_some());
+        assert!(Layout::new(gray, (10, 10), &[0], &[9]).is_none());
+        assert!(Layout::new(gray, (10, 10), &[0], &[-10]).is_none());
+        assert!(Layout::new(gray, (10, 10), &[usize::MAX], &[10]).is_none());
+        assert!(Layout::new(gray, (0, 10), &[0], &[10]).is_none());
+        assert!(Layout::new(gray, (10, 1 << 20), &[0], &[10]).is_none());
+        assert!(Layout::new(PixelFormat::Nv12, (10, 10), &[0], &[10]).is_none());
+    }
+
+    #[test]
+    fn padded_rows_are_copied_without_their_padding() {
+        let source = Layout::new(PixelFormat::Gray8, (3, 2), &[0], &[5]).unwrap();
+        let target = Layout::new(PixelFormat::Gray8, (3, 2), &[1], &[4]).unwrap();
+        let from = [1, 2, 3, 99, 99, 4, 5, 6];
+        let mut to = [0; 9];
+        assert!(source.copy_to(&from, &target, &mut to));
+        assert_eq!(to, [0, 1, 2, 3, 0, 4, 5, 6, 0]);
+        assert!(!source.copy_to(&from[..7], &target, &mut to));
+        assert!(!source.copy_to(&from, &target, &mut to[..7]));
+        let other = Layout::new(PixelFormat::Gray8, (2, 2), &[0], &[4]).unwrap();
+        assert!(!source.copy_to(&from, &other, &mut to));
+    }
+}
