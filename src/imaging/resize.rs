@@ -14,6 +14,8 @@
 //! grey level of this: its first rounding loses at most ½, which the second pass averages, and its
 //! second rounding at most ½ again.
 
+use super::files::RgbImage;
+
 /// Filter taps of one axis: output `i` is `Σ_t weights[i·taps + t] · x[start[i] + t]`.
 #[derive(Clone, Debug)]
 pub struct Axis {
@@ -158,6 +160,26 @@ pub fn columns_plane(axis: &Axis, sums: &[f32], mut store: impl FnMut(usize, f32
         }
         store(i, (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]));
     }
+}
+
+/// A picture of another size, rounded to 8 bits once. `width` and `height` are at least 1, and so is the
+/// picture.
+pub fn resize_rgb(image: &RgbImage, width: usize, height: usize) -> RgbImage {
+    let rows = Axis::new(image.height, height);
+    let columns = Axis::new(image.width, width).padded_to(LANES);
+    let bytes = image.width * 3;
+    let mut sums = vec![0.0; bytes + columns.taps * 3 + LANES];
+    let mut out = RgbImage::new(width, height);
+    for (y, out) in out.data.chunks_exact_mut(width * 3).enumerate() {
+        let (first, weights) = rows.window(y);
+        blend_rows(weights, |t| &image.data[(first + t) * bytes..][..bytes], &mut sums[..bytes]);
+        columns_interleaved::<3>(&columns, [0, 1, 2], &sums, |x, p| {
+            for (out, p) in out[x * 3..].iter_mut().zip(p) {
+                *out = (p + 0.5) as u8;
+            }
+        });
+    }
+    out
 }
 
 #[cfg(test)]
