@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Shared by the scripts here: how they speak and how they fail. Sourced, not run.
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
