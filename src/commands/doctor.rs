@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::{Exit, Failure};
-use crate::{config, kernels};
+use crate::{capture, config, kernels};
 
 /// Where `scripts/setup.sh` and `inspectd import` put the backbone that `teach` starts from.
 const WEIGHTS: &str = "weights/efficientnet_lite0.safetensors";
@@ -192,7 +192,48 @@ fn state_dir() -> Finding {
 // ---------------------------------------------------------------- what inspectd stands on
 
 fn gstreamer() -> Vec<Finding> {
-    Vec::new()
+    let version = match capture::gstreamer_version() {
+        Ok(version) => version,
+        Err(e) => {
+            let finding = Finding::new("GStreamer", State::Missing, e.to_string());
+            return vec![finding.fix("scripts/setup.sh --only system")];
+        }
+    };
+    match capture::missing_plugins() {
+        Ok(missing) => plugins(&version, &missing),
+        Err(e) => vec![Finding::new("GStreamer", State::Missing, e.to_string())],
+    }
+}
+
+/// Element, package, what it is for.
+type Element = (&'static str, &'static str, &'static str);
+
+fn plugins(version: &str, missing: &[Element]) -> Vec<Finding> {
+    let (needed, useful): (Vec<&Element>, Vec<&Element>) =
+        missing.iter().partition(|(_, _, what)| *what == "every camera");
+    let packages = |elements: &[&Element]| {
+        let mut packages: Vec<String> = elements.iter().map(|(_, package, _)| package.to_string()).collect();
+        packages.sort();
+        packages.dedup();
+        packages
+    };
+    let mut findings = vec![if needed.is_empty() {
+        Finding::new("GStreamer", State::Ok, version)
+    } else {
+        let names: Vec<&str> = needed.iter().map(|(element, ..)| *element).collect();
+        let found = format!("{version}, without {}: no camera can run", names.join(" and "));
+        let fix = format!("sudo apt install {}", packages(&needed).join(" "));
+        Finding::new("GStreamer", State::Missing, found).fix(fix)
+    }];
+    for package in packages(&useful) {
+        let mut uses: Vec<&str> =
+            useful.iter().filter(|(_, p, _)| *p == package).map(|(_, _, what)| *what).collect();
+        uses.sort_unstable();
+        uses.dedup();
+        let found = format!("not installed, for {}", uses.join(", "));
+        findings.push(Finding::new("plugins", State::Note, found).fix(format!("sudo apt install {package}")));
+    }
+    findings
 }
 
 fn weights(root: &Path) -> Finding {
@@ -318,6 +359,26 @@ mod tests {
             text(&findings),
             "ok       memory     8 GiB\nMISSING  GStreamer  no appsink\n                    try: sudo apt install x\n"
         );
+    }
+
+    #[test]
+    fn an_element_that_every_camera_needs_is_missing_and_others_are_noted_by_package() {
+        let missing = [
+            ("appsink", "base", "every camera"),
+            ("avdec_h264", "libav", "H.264"),
+            ("avdec_h265", "libav", "H.265"),
+            ("aravissrc", "aravis", "GigE Vision"),
+        ];
+        let findings = plugins("GStreamer 1.22.0", &missing);
+        let told: Vec<_> = findings.iter().map(|f| (f.state, f.fix.as_deref().unwrap_or_default())).collect();
+        let want = [
+            (State::Missing, "sudo apt install base"),
+            (State::Note, "sudo apt install aravis"),
+            (State::Note, "sudo apt install libav"),
+        ];
+        assert_eq!(told, want);
+        assert_eq!(findings[2].found, "not installed, for H.264, H.265");
+        assert_eq!(plugins("GStreamer 1.22.0", &[])[0].state, State::Ok);
     }
 
     #[test]
