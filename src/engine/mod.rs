@@ -4,12 +4,19 @@
 //! A network is built once (`Graph`), differentiated (`gradients`), simplified (`passes`), compiled for
 //! a device (`cpu::Program`) and run for ever without allocating.
 
+mod autodiff;
 pub mod cpu;
 mod graph;
 mod op;
+pub mod passes;
+pub mod philox;
+pub mod plan;
 mod shape;
 mod tensor;
 
+pub use autodiff::gradients;
+pub use cpu::fast::Pool as Threads;
+pub use cpu::{Options, Program, ProgramError};
 pub use graph::{Graph, GraphError, GraphResult, Node, Value};
 pub use op::{
     Act, Adam, Attention, Binary, Conv, Distribution, Epilogue, Norm, Op, Pool, QkvLayout, Reduce, Resize,

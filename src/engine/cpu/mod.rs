@@ -1,3 +1,10 @@
-//! The CPU executor: a plain reference for every op, and a fast path for those that matter.
+//! The CPU executor: a plain reference for every operation, and a fast path for those that matter.
 
 pub mod fast;
+mod program;
+pub mod reference;
+mod step;
+#[cfg(test)]
+mod tests;
+
+pub use program::{Options, Program, ProgramError};

@@ -11,7 +11,6 @@
 //! | `simd`, `kernel` | vector vocabulary of each instruction set; the register tile |
 //! | `pack`, `gemm` | operands in the kernel's order; cache blocking, products, batches of products |
 //! | `geometry`, `conv`, `depthwise` | convolution |
-//! | `conv_grad`, `depthwise_grad` | its gradients, and the transposed convolution |
 //! | `epilogue` | bias, residual, activation on the way out |
 //!
 //! ```text
@@ -21,31 +20,28 @@
 //! conv2d(&pool, &geometry, ConvWeights::Packed(&packed), x, y, &Epilogue::bias_act(bias, Act::Relu), scratch);
 //! ```
 
+pub mod attention;
 mod buffer;
 mod conv;
-mod conv_grad;
 mod depthwise;
-mod depthwise_grad;
 mod epilogue;
 mod gemm;
 mod geometry;
 mod kernel;
 #[cfg(test)]
 mod naive;
+pub mod norm;
 mod pack;
-mod peak;
+pub mod pointwise;
 mod simd;
+pub mod spatial;
+pub mod split;
 mod threads;
 
 pub use buffer::AlignedBuf;
 pub use conv::{ConvWeights, PackedConv, conv2d, conv2d_scratch};
-pub use conv_grad::{
-    PackedTransposed, TransposedWeights, conv2d_backward_input, conv2d_backward_input_scratch,
-    conv2d_backward_weight, conv2d_backward_weight_scratch,
-};
 pub use epilogue::{Act, Epilogue, act_in_place};
 pub use gemm::{Batch, Mat, MatB, PackedB, gemm, gemm_batched, gemm_batched_scratch, gemm_scratch};
 pub use geometry::{Algo, ConvGeometry, Padding, pick_algo};
-pub use peak::peak_gflops;
 pub use simd::Isa;
 pub use threads::Pool;

@@ -1,0 +1,458 @@
+//! A graph compiled for the CPU: one arena, one list of steps, no allocation in `run`.
+//!
+//! Every value and every scratch buffer has its place in the arena from `compile` on; weights and
+//! optimiser state lie in a second block that outlives runs.
+
+use std::collections::HashMap;
+
+use super::fast::{AlignedBuf, PackedConv, Pool as Threads};
+use super::step;
+use crate::engine::graph::{Graph, GraphError, Node, Value};
+use crate::engine::op::Op;
+use crate::engine::passes;
+use crate::engine::plan::{ALIGN, Request, plan};
+use crate::engine::shape::{DType, Shape};
+use crate::engine::tensor::{ParamStore, Tensor};
+
+/// Why a graph cannot be compiled, or a compiled one not be asked what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProgramError {
+    #[error("the weights lack `{0}`")]
+    MissingParam(String),
+    #[error("weight `{name}` is {found}, the network needs {needed}")]
+    ParamShape { name: String, found: Shape, needed: Shape },
+    #[error("index {index} of `{name}` is not a whole number from 0 to 16777216")]
+    NotAnIndex { name: String, index: usize },
+    #[error("the program has no {kind} called `{name}`; it has {known}")]
+    Unknown { kind: &'static str, name: String, known: String },
+    #[error("`{name}` holds {needed} elements, {found} were given")]
+    Length { name: String, needed: usize, found: usize },
+    #[error("two inputs are called `{0}`")]
+    TwoInputs(String),
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+}
+
+/// How to compile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Run the plain specification of every operation. Slow, single-threaded, and it allocates.
+    pub reference: bool,
+    /// Fold batch norms and fuse epilogues first.
+    pub passes: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { reference: false, passes: true }
+    }
+}
+
+impl Options {
+    pub const REFERENCE: Options = Options { reference: true, passes: false };
+}
+
+/// A stretch of one of the two blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Loc {
+    pub persistent: bool,
+    pub offset: usize,
+    pub len: usize,
+}
+
+/// One operation with everything that running it needs.
+#[derive(Debug)]
+pub(super) struct Step {
+    pub op: Op,
+    pub inputs: Vec<Loc>,
+    pub shapes: Vec<Shape>,
+    pub out: Loc,
+    pub shape: Shape,
+    pub scratch: Loc,
+    /// The weight in the order the kernel reads, for convolutions whose weight never changes.
+    pub packed: Option<PackedConv>,
+    pub name: String,
+}
+
+#[derive(Clone, Debug)]
+struct Binding {
+    name: String,
+    loc: Loc,
+    shape: Shape,
+    dtype: DType,
+}
+
+/// The two blocks of memory. Steps see disjoint parts of them, by the plan.
+#[derive(Debug)]
+pub(super) struct Memory {
+    arena: AlignedBuf,
+    persistent: AlignedBuf,
+}
+
+impl Memory {
+    fn base(&self, loc: Loc) -> *const f32 {
+        let block = if loc.persistent { &self.persistent } else { &self.arena };
+        assert!(loc.offset + loc.len <= block.len(), "the plan lies inside the memory");
+        // SAFETY: just checked to lie inside the block (one past the end for an empty part).
+        unsafe { block.as_ptr().add(loc.offset) }
+    }
+
+    /// # Safety
+    /// No part that overlaps `loc` may be borrowed mutably while the result lives.
+    pub unsafe fn read<'a>(&self, loc: Loc) -> &'a [f32] {
+        // SAFETY: inside one allocation (base), initialised with zeros, unaliased by the caller's word.
+        unsafe { std::slice::from_raw_parts(self.base(loc), loc.len) }
+    }
+
+    /// # Safety
+    /// As for `read`.
+    pub unsafe fn read_indices<'a>(&self, loc: Loc) -> &'a [u32] {
+        // SAFETY: u32 has the size and alignment of f32 and every bit pattern is a number.
+        unsafe { std::slice::from_raw_parts(self.base(loc).cast(), loc.len) }
+    }
+
+    /// # Safety
+    /// No part that overlaps `loc` may be borrowed at all while the result lives.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn write<'a>(&self, loc: Loc) -> &'a mut [f32] {
+        // SAFETY: inside one allocation owned by self; exclusive by the caller's word. The blocks are
+        // reached only through `Program`, whose methods take &mut self to write.
+        unsafe { std::slice::from_raw_parts_mut(self.base(loc).cast_mut(), loc.len) }
+    }
+
+    /// # Safety
+    /// As for `write`.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn write_indices<'a>(&self, loc: Loc) -> &'a mut [u32] {
+        // SAFETY: as for `write` and `read_indices`.
+        unsafe { std::slice::from_raw_parts_mut(self.base(loc).cast_mut().cast(), loc.len) }
+    }
+}
+
+/// A compiled graph. Owns its memory; shares its threads.
+#[derive(Debug)]
+pub struct Program {
+    memory: Memory,
+    steps: Vec<Step>,
+    inputs: Vec<Binding>,
+    outputs: Vec<Binding>,
+    params: Vec<Binding>,
+    threads: Threads,
+    reference: bool,
+}
+
+impl Program {
+    /// Compiles what `outputs` and the writers of parameters need. Values of parameters come from
+    /// `params`; each must be there in the graph's shape.
+    pub fn compile(
+        graph: &Graph,
+        outputs: &[(&str, Value)],
+        params: &ParamStore,
+        threads: &Threads,
+        options: Options,
+    ) -> Result<Self, ProgramError> {
+        let kept: Vec<Value> = outputs.iter().map(|o| o.1).collect();
+        let (mut graph, mut store) = (graph.clone(), None);
+        if options.passes {
+            let mut folded = params.clone();
+            passes::optimise(&mut graph, &mut folded, &kept);
+            store = Some(folded);
+        }
+        Compiler::new(&graph, store.as_ref().unwrap_or(params), threads, options, &kept).compile(outputs)
+    }
+
+    /// Runs every step once.
+    pub fn run(&mut self) {
+        for step in &self.steps {
+            if self.reference {
+                step::run_reference(step, &self.memory);
+            } else {
+                step::run(step, &self.memory, &self.threads);
+            }
+        }
+    }
+
+    /// The buffer of an input, to be filled before `run`; it keeps its contents between runs.
+    pub fn input_mut(&mut self, name: &str) -> Result<&mut [f32], ProgramError> {
+        let b = find(&self.inputs, "input", name)?;
+        // SAFETY: &mut self; the slice's lifetime is tied to it by the signature.
+        Ok(unsafe { self.memory.write(b.loc) })
+    }
+
+    pub fn set_indices(&mut self, name: &str, values: &[u32]) -> Result<(), ProgramError> {
+        let b = find(&self.inputs, "input", name)?;
+        if b.loc.len != values.len() {
+            return Err(ProgramError::Length { name: name.into(), needed: b.loc.len, found: values.len() });
+        }
+        // SAFETY: &mut self.
+        unsafe { self.memory.write_indices(b.loc) }.copy_from_slice(values);
+        Ok(())
+    }
+
+    pub fn output(&self, name: &str) -> Result<&[f32], ProgramError> {
+        let b = find(&self.outputs, "output", name)?;
+        // SAFETY: &self: nothing writes while the slice, tied to it by the signature, lives.
+        Ok(unsafe { self.memory.read(b.loc) })
+    }
+
+    pub fn output_indices(&self, name: &str) -> Result<&[u32], ProgramError> {
+        let b = find(&self.outputs, "output", name)?;
+        // SAFETY: as for `output`.
+        Ok(unsafe { self.memory.read_indices(b.loc) })
+    }
+
+    pub fn output_shape(&self, name: &str) -> Result<Shape, ProgramError> {
+        Ok(find(&self.outputs, "output", name)?.shape)
+    }
+
+    /// The current value of a parameter.
+    pub fn param(&self, name: &str) -> Result<&[f32], ProgramError> {
+        let b = find(&self.params, "parameter", name)?;
+        // SAFETY: as for `output`.
+        Ok(unsafe { self.memory.read(b.loc) })
+    }
+
+    /// Current values of all parameters of the compiled graph. Those that passes replaced (a folded
+    /// convolution's weight, say) are there under their new names only.
+    pub fn export_params(&self) -> ParamStore {
+        let mut store = ParamStore::new();
+        for b in &self.params {
+            // SAFETY: as for `output`.
+            let data = unsafe {
+                match b.dtype {
+                    DType::Real => self.memory.read(b.loc).to_vec(),
+                    DType::Index => self.memory.read_indices(b.loc).iter().map(|i| *i as f32).collect(),
+                }
+            };
+            store.insert(b.name.clone(), Tensor::new(b.shape, data));
+        }
+        store
+    }
+
+    /// Fills intermediates and scratch with NaN, so that reading what no step wrote shows. Inputs keep
+    /// their contents.
+    #[cfg(test)]
+    pub(crate) fn poison(&mut self) {
+        let kept: Vec<(Loc, Vec<f32>)> = self
+            .inputs
+            .iter()
+            .map(|b| (b.loc, self.memory.arena.as_slice()[b.loc.offset..][..b.loc.len].to_vec()))
+            .collect();
+        self.memory.arena.as_mut_slice().fill(f32::NAN);
+        for (loc, data) in kept {
+            self.memory.arena.as_mut_slice()[loc.offset..][..loc.len].copy_from_slice(&data);
+        }
+    }
+
+    /// Bytes of intermediates and scratch, and bytes of parameters.
+    pub fn memory_bytes(&self) -> (usize, usize) {
+        (self.memory.arena.len() * 4, self.memory.persistent.len() * 4)
+    }
+
+    /// The plan as text: one line a step with its shape and place.
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        for s in &self.steps {
+            let [n, h, w, c] = s.shape.0;
+            text.push_str(&format!(
+                "{:<48} {:>20} at {:>10}, {:>9} bytes, {:>9} scratch\n",
+                s.name,
+                format!("{n}×{h}×{w}×{c}"),
+                s.out.offset * 4,
+                s.out.len * 4,
+                s.scratch.len * 4
+            ));
+        }
+        text
+    }
+}
+
+fn find<'a>(all: &'a [Binding], kind: &'static str, name: &str) -> Result<&'a Binding, ProgramError> {
+    all.iter().find(|b| b.name == name).ok_or_else(|| {
+        let mut names: Vec<&str> = all.iter().map(|b| b.name.as_str()).take(12).collect();
+        if all.len() > names.len() {
+            names.push("…");
+        }
+        ProgramError::Unknown { kind, name: name.into(), known: names.join(", ") }
+    })
+}
+
+/// The state of one compilation.
+struct Compiler<'a> {
+    graph: &'a Graph,
+    params: &'a ParamStore,
+    threads: &'a Threads,
+    options: Options,
+    live: Vec<bool>,
+    /// Values that live in the persistent block: parameters and constants.
+    persistent: HashMap<Value, Loc>,
+    block: Vec<f32>,
+}
+
+impl<'a> Compiler<'a> {
+    fn new(
+        graph: &'a Graph,
+        params: &'a ParamStore,
+        threads: &'a Threads,
+        options: Options,
+        outputs: &[Value],
+    ) -> Self {
+        let live = passes::live(graph, outputs);
+        Compiler { graph, params, threads, options, live, persistent: HashMap::new(), block: Vec::new() }
+    }
+
+    fn compile(mut self, outputs: &[(&str, Value)]) -> Result<Program, ProgramError> {
+        let graph = self.graph;
+        let live: Vec<Value> = graph.values().filter(|v| self.live[v.index()]).collect();
+        let params = self.place_sources(&live)?;
+
+        // Time is the index in `order`; inputs are filled before step 0.
+        let order: Vec<Value> = live.iter().copied().filter(|v| !is_source(graph.node(*v))).collect();
+        let inputs: Vec<Value> =
+            live.iter().copied().filter(|v| matches!(graph.node(*v).op, Op::Input { .. })).collect();
+        let end = order.len();
+        let mut last: HashMap<Value, usize> = HashMap::new();
+        for (time, v) in order.iter().enumerate() {
+            for input in &graph.node(*v).inputs {
+                last.insert(*input, time);
+            }
+        }
+        for v in inputs.iter().copied().chain(outputs.iter().map(|o| o.1)) {
+            last.insert(v, end);
+        }
+
+        let mut requests = Vec::new();
+        let mut owner: HashMap<Value, usize> = HashMap::new();
+        for v in &inputs {
+            owner.insert(*v, requests.len());
+            requests.push(Request { len: graph.shape(*v).len(), first: 0, last: end });
+        }
+        let mut scratch_at = Vec::new();
+        for (time, v) in order.iter().enumerate() {
+            owner.insert(*v, requests.len());
+            let until = last.get(v).copied().unwrap_or(time);
+            requests.push(Request { len: graph.shape(*v).len(), first: time, last: until });
+            let shapes: Vec<Shape> = graph.node(*v).inputs.iter().map(|i| graph.shape(*i)).collect();
+            let node = graph.node(*v);
+            let len = if self.options.reference {
+                step::reference_scratch_len(&node.op, &shapes)
+            } else {
+                step::scratch_len(&node.op, &shapes, node.shape, self.threads)
+            };
+            scratch_at.push(requests.len());
+            requests.push(Request { len, first: time, last: time });
+        }
+        let plan = plan(&requests);
+        let arena = |request: usize| Loc {
+            persistent: false,
+            offset: plan.offsets[request],
+            len: requests[request].len,
+        };
+        let place = |v: Value| self.persistent.get(&v).copied().or_else(|| owner.get(&v).map(|r| arena(*r)));
+        let missing = |v: Value| GraphError {
+            node: graph.node(v).name.clone(),
+            message: "stands after a node that reads it".into(),
+        };
+
+        let mut steps = Vec::with_capacity(order.len());
+        for (time, v) in order.iter().enumerate() {
+            let node = graph.node(*v);
+            let locs: Result<Vec<Loc>, GraphError> =
+                node.inputs.iter().map(|i| place(*i).ok_or_else(|| missing(*i))).collect();
+            let shapes = node.inputs.iter().map(|i| graph.shape(*i)).collect();
+            let packed = self.pack(node);
+            steps.push(Step {
+                op: node.op.clone(),
+                inputs: locs?,
+                shapes,
+                out: place(*v).ok_or_else(|| missing(*v))?,
+                shape: node.shape,
+                scratch: arena(scratch_at[time]),
+                packed,
+                name: node.name.clone(),
+            });
+        }
+        let bind = |name: &str, v: Value| -> Result<Binding, ProgramError> {
+            let node = graph.node(v);
+            let loc = place(v).ok_or_else(|| missing(v))?;
+            Ok(Binding { name: name.into(), loc, shape: node.shape, dtype: node.dtype })
+        };
+        let mut bound: Vec<Binding> = Vec::new();
+        for v in &inputs {
+            let name = &graph.node(*v).name;
+            if bound.iter().any(|b| b.name == *name) {
+                return Err(ProgramError::TwoInputs(name.clone()));
+            }
+            bound.push(bind(name, *v)?);
+        }
+        let outputs: Result<Vec<Binding>, _> = outputs.iter().map(|(name, v)| bind(name, *v)).collect();
+        let outputs = outputs?;
+        let mut persistent = AlignedBuf::zeroed(self.block.len());
+        persistent.as_mut_slice().copy_from_slice(&self.block);
+        Ok(Program {
+            memory: Memory { arena: AlignedBuf::zeroed(plan.len), persistent },
+            steps,
+            inputs: bound,
+            outputs,
+            params,
+            threads: self.threads.clone(),
+            reference: self.options.reference,
+        })
+    }
+
+    /// Gives parameters and constants their place and value in the persistent block.
+    fn place_sources(&mut self, live: &[Value]) -> Result<Vec<Binding>, ProgramError> {
+        let mut params = Vec::new();
+        for v in live {
+            let node = self.graph.node(*v);
+            let loc = Loc { persistent: true, offset: self.block.len(), len: node.shape.len() };
+            match &node.op {
+                Op::Param { name } => {
+                    let tensor =
+                        self.params.get(name).ok_or_else(|| ProgramError::MissingParam(name.clone()))?;
+                    if tensor.shape != node.shape {
+                        let (found, needed) = (tensor.shape, node.shape);
+                        return Err(ProgramError::ParamShape { name: name.clone(), found, needed });
+                    }
+                    for (index, x) in tensor.data.iter().enumerate() {
+                        self.block.push(match node.dtype {
+                            DType::Real => *x,
+                            DType::Index if x.fract() == 0.0 && (0.0..=16_777_216.0).contains(x) => {
+                                f32::from_bits(*x as u32)
+                            }
+                            DType::Index => {
+                                return Err(ProgramError::NotAnIndex { name: name.clone(), index });
+                            }
+                        });
+                    }
+                    params.push(Binding { name: name.clone(), loc, shape: node.shape, dtype: node.dtype });
+                }
+                Op::Fill { value } => self.block.resize(loc.offset + loc.len, *value),
+                _ => continue,
+            }
+            let padded = self.block.len().next_multiple_of(ALIGN);
+            self.block.resize(padded, 0.0);
+            self.persistent.insert(*v, loc);
+        }
+        Ok(params)
+    }
+
+    /// The packed weight of a convolution whose weight is a parameter that nothing writes.
+    fn pack(&self, node: &Node) -> Option<PackedConv> {
+        if self.options.reference || !matches!(node.op, Op::Conv2d { .. }) {
+            return None;
+        }
+        let weight = node.inputs[1];
+        let constant = matches!(self.graph.node(weight).op, Op::Param { .. })
+            && !self.graph.nodes().iter().enumerate().any(|(i, n)| {
+                self.live[i] && n.op.writes().iter().any(|w| n.inputs.get(*w) == Some(&weight))
+            });
+        let loc = self.persistent.get(&weight).filter(|_| constant)?;
+        let shapes: Vec<Shape> = node.inputs.iter().map(|i| self.graph.shape(*i)).collect();
+        step::pack_conv(&node.op, &shapes, &self.block[loc.offset..][..loc.len], self.threads)
+    }
+}
+
+fn is_source(node: &Node) -> bool {
+    matches!(node.op, Op::Input { .. } | Op::Param { .. } | Op::Fill { .. })
+}
