@@ -38,7 +38,7 @@ mod imp {
     }
 
     impl SlotAllocator {
-        fn from_slot(&self, size: usize, params: &gst::AllocationParams) -> Option<gst::Memory> {
+        fn memory_in_slot(&self, size: usize, params: &gst::AllocationParams) -> Option<gst::Memory> {
             let (pool, _) = self.source.get()?;
             let page_mask = pool.slot_bytes() & pool.slot_bytes().wrapping_neg();
             if params.align() >= page_mask {
@@ -60,7 +60,7 @@ mod imp {
     // of another kind.
     unsafe impl AllocatorImpl for SlotAllocator {
         unsafe fn alloc(&self, size: usize, params: &gst::AllocationParams) -> *mut gst::ffi::GstMemory {
-            if let Some(memory) = self.from_slot(size, params) {
+            if let Some(memory) = self.memory_in_slot(size, params) {
                 return memory.into_glib_ptr();
             }
             // NULL would end the stream with an internal error. From the heap it goes on, one copy dearer.

@@ -155,12 +155,12 @@ mod tests {
     use super::*;
 
     fn info(format: gst_video::VideoFormat, width: u32, height: u32) -> gst_video::VideoInfo {
-        gstreamer::init().unwrap();
         gst_video::VideoInfo::builder(format, width, height).build().unwrap()
     }
 
     #[test]
     fn the_layout_of_every_format_and_odd_size_fits_gstreamers_own_buffer_exactly() {
+        gstreamer::init().unwrap();
         for format in PixelFormat::ALL {
             for (width, height) in [(1, 1), (2, 2), (3, 5), (321, 241), (640, 480)] {
                 let info = info(format.name().parse().unwrap(), width, height);

@@ -39,6 +39,8 @@ mod pipeline;
 mod slots;
 mod stats;
 mod supervisor;
+#[cfg(test)]
+mod tests;
 
 pub use camera::Camera;
 pub use clock::{Clock, ManualClock, SystemClock};

@@ -62,15 +62,19 @@ impl Pipeline {
             return Err(bad("it contains a NUL character", "Remove it"));
         }
 
-        let description = format!("{fragment} ! videoconvert ! appsink name={SINK}");
+        let description = format!("{fragment} ! videoconvert name=inspectd_convert ! appsink name={SINK}");
         let mut context = gst::ParseContext::new();
         let parsed = gst::parse::launch_full(&description, Some(&mut context), gst::ParseFlags::FATAL_ERRORS);
-        let element = parsed.map_err(|error| match context.missing_elements().into_iter().next() {
-            Some(element) => {
-                let hint = packages::hint_for(&element, &installed_elements());
-                CaptureError::MissingElement { camera: name.to_owned(), element, hint }
+        let element = parsed.map_err(|error| {
+            // The context also lists elements that are there but were given a wrong property.
+            let is_missing = error.kind::<gst::ParseError>() == Some(gst::ParseError::NoSuchElement);
+            match context.missing_elements().into_iter().next().filter(|_| is_missing) {
+                Some(element) => {
+                    let hint = packages::hint_for(&element, &installed_elements());
+                    CaptureError::MissingElement { camera: name.to_owned(), element, hint }
+                }
+                None => bad(error.message(), hint_for_parse_error(&error)),
             }
-            None => bad(error.message(), hint_for_parse_error(&error)),
         })?;
         let not_found = || bad("its end could not be linked to ours", LINK_HINT);
         let pipeline = element.downcast::<gst::Pipeline>().map_err(|_| not_found())?;
@@ -100,7 +104,7 @@ impl Pipeline {
     }
 
     fn next_error(&self) -> Option<String> {
-        let message = self.bus.timed_pop_filtered(gst::ClockTime::ZERO, &[gst::MessageType::Error])?;
+        let message = self.bus.pop_filtered(&[gst::MessageType::Error])?;
         match message.view() {
             gst::MessageView::Error(error) => Some(describe(&message, &error.error(), error.debug())),
             _ => None,
