@@ -8,6 +8,7 @@ pub mod eval;
 pub mod exit;
 pub mod forward;
 pub mod import;
+mod inspect;
 pub mod judge;
 pub mod serve;
 pub mod teach;
@@ -16,6 +17,8 @@ use std::process::ExitCode;
 use std::sync::LazyLock;
 
 use clap::{Parser, Subcommand};
+
+use crate::kernels;
 
 pub use exit::{Exit, Failure, OrExit};
 
@@ -54,7 +57,14 @@ enum Command {
 
 /// The version, and whether CUDA kernels are embedded in this binary.
 fn version() -> &'static str {
-    static VERSION: LazyLock<String> = LazyLock::new(|| env!("CARGO_PKG_VERSION").to_owned());
+    static VERSION: LazyLock<String> = LazyLock::new(|| {
+        let archs = kernels::cubin_archs(kernels::IMAGES);
+        let kernels = match (archs.first(), archs.last()) {
+            (Some(first), Some(last)) => format!("GPU kernels for sm_{first} to sm_{last}"),
+            _ => "no GPU kernels".to_owned(),
+        };
+        format!("{} ({kernels})", env!("CARGO_PKG_VERSION"))
+    });
     &VERSION
 }
 

@@ -67,11 +67,11 @@ impl Page<'_> {
             self.scored.iter().filter(|s| s.defective == defective).map(|s| s.score).collect()
         };
         let (good, defective) = (of(false), of(true));
-        let _ = write!(
+        let _ = writeln!(
             out,
             "<div class=\"pair\"><section><h2>Scores\
              <i class=\"key\" style=\"background:var(--good)\"></i>good\
-             <i class=\"key\" style=\"background:var(--defect)\"></i>defective</h2>{}</section>\n",
+             <i class=\"key\" style=\"background:var(--defect)\"></i>defective</h2>{}</section>",
             plots::histogram(&good, &defective, self.thresholds)
         );
         if let Some(roc) = Roc::new(&good, &defective) {
@@ -118,7 +118,7 @@ fn gallery(out: &mut String, title: &str, pictures: &[Shown]) {
     if pictures.is_empty() {
         return;
     }
-    let _ = write!(out, "<section><h2>{title}</h2><div class=\"gallery\">\n");
+    let _ = writeln!(out, "<section><h2>{title}</h2><div class=\"gallery\">");
     for Shown { scored, png } in pictures {
         let verdict = verdict_name(scored.verdict);
         let name = scored.path.file_name().unwrap_or_default().to_string_lossy();

@@ -39,3 +39,15 @@ impl Thresholds {
 pub struct Model {
     pub thresholds: Thresholds,
 }
+
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    #[error("{} is not a model this version can read", path.display())]
+    Unreadable { path: std::path::PathBuf },
+}
+
+impl Model {
+    pub fn load(path: &std::path::Path) -> Result<Self, ModelError> {
+        Err(ModelError::Unreadable { path: path.into() })
+    }
+}
