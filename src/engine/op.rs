@@ -256,7 +256,7 @@ pub enum Op {
     Pad { axis: usize, before: usize, after: usize },
     /// x: same elements, same order.
     Reshape { shape: Shape },
-    /// x: axis i of the output is axis perm[i] of the input.
+    /// x: axis i of the output is axis `perm[i]` of the input.
     Transpose { perm: [usize; 4] },
     /// keys N×1×1×C: N×1×1×k indices, by key descending, ties by lower index first.
     TopK { k: usize },
