@@ -28,7 +28,7 @@ pub struct Judgement<'a> {
 
 impl Inspector {
     pub fn new(model: &Model, _threads: usize) -> Result<Self, RealnetError> {
-        Ok(Inspector { thresholds: model.thresholds, map: vec![0.0; 256 * 256] })
+        Ok(Inspector { thresholds: model.thresholds(), map: vec![0.0; 256 * 256] })
     }
 
     pub fn thresholds(&self) -> Thresholds {
