@@ -163,15 +163,3 @@ fn hash_params<'a>(hasher: &mut Sha256, params: impl Iterator<Item = (&'a str, &
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
-
-#[derive(Debug, thiserror::Error)]
-pub enum ModelError {
-    #[error("{} is not a model this version can read", path.display())]
-    Unreadable { path: std::path::PathBuf },
-}
-
-impl Model {
-    pub fn load(path: &std::path::Path) -> Result<Self, ModelError> {
-        Err(ModelError::Unreadable { path: path.into() })
-    }
-}
