@@ -242,3 +242,113 @@ pub(super) fn callback(
         Ok(gst::FlowSuccess::Ok)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capture::SystemClock;
+    use crossbeam_channel::bounded;
+
+    struct Bench {
+        intake: Intake,
+        run: Run,
+        caps: gst::Caps,
+    }
+
+    /// An intake for I420 of 5×3 pixels.
+    fn bench() -> Bench {
+        gst::init().unwrap();
+        let stats = Arc::new(CaptureStats::default());
+        let memory = Arc::new(CameraMemory::new(8, Arc::clone(&stats)));
+        let clock = Arc::new(SystemClock);
+        let intake = Intake::new("test".into(), DropPolicy::DropOldest, clock, stats, memory, bounded(2));
+        let caps = gst_video::VideoCapsBuilder::new().format(gst_video::VideoFormat::I420);
+        let caps = caps.width(5).height(3).framerate(gst::Fraction::new(30, 1)).build();
+        Bench { intake, run: Run::default(), caps }
+    }
+
+    impl Bench {
+        fn accept(&mut self, buffer: gst::Buffer) -> Result<(), gst::FlowError> {
+            let sample = gst::Sample::builder().buffer(&buffer).caps(&self.caps).build();
+            self.intake.accept(&sample, &self.run)
+        }
+
+        fn dropped(&self, reason: DropReason) -> u64 {
+            let ledger = self.intake.stats.ledger();
+            assert!(ledger.balances());
+            ledger.dropped(reason)
+        }
+    }
+
+    fn add_meta(buffer: &mut gst::Buffer, (width, height): (u32, u32), offsets: &[usize], strides: &[i32]) {
+        gst_video::VideoMeta::add_full(
+            buffer.get_mut().unwrap(),
+            gst_video::VideoFrameFlags::empty(),
+            gst_video::VideoFormat::I420,
+            width,
+            height,
+            offsets,
+            strides,
+        )
+        .unwrap();
+    }
+
+    #[test]
+    fn planes_that_a_decoder_padded_are_found_by_their_meta_even_in_separate_memories() {
+        // Y in 16-byte rows, chroma in 8-byte rows, a gap behind each plane; byte = its offset.
+        let bytes: Vec<u8> = (0..128).collect();
+        for pieces in [vec![0..128], vec![0..64, 64..96, 96..128]] {
+            let mut bench = bench();
+            let mut buffer = gst::Buffer::new();
+            for piece in pieces {
+                let memory = gst::Memory::from_slice(bytes[piece].to_vec());
+                buffer.get_mut().unwrap().append_memory(memory);
+            }
+            add_meta(&mut buffer, (5, 3), &[0, 64, 96], &[16, 8, 8]);
+            bench.accept(buffer).unwrap();
+            let frame = bench.intake.queue.try_recv().unwrap();
+            let view = frame.view();
+            let rows = |plane: usize, row_bytes: usize, rows: usize| -> Vec<u8> {
+                let plane = view.planes[plane];
+                (0..rows).flat_map(|y| &plane.data[y * plane.stride..][..row_bytes]).copied().collect()
+            };
+            assert_eq!(rows(0, 5, 3), [0, 1, 2, 3, 4, 16, 17, 18, 19, 20, 32, 33, 34, 35, 36]);
+            assert_eq!(rows(1, 3, 2), [64, 65, 66, 72, 73, 74]);
+            assert_eq!(rows(2, 3, 2), [96, 97, 98, 104, 105, 106]);
+        }
+    }
+
+    #[test]
+    fn damaged_and_impossible_frames_are_dropped_with_their_reason() {
+        let mut bench = bench();
+        let mut marked = gst::Buffer::from_mut_slice(vec![0u8; 128]);
+        marked.get_mut().unwrap().set_flags(gst::BufferFlags::CORRUPTED);
+        bench.accept(marked).unwrap();
+        assert_eq!(bench.dropped(DropReason::Corrupt), 1);
+
+        bench.accept(gst::Buffer::from_mut_slice(vec![0u8; 20])).unwrap();
+        bench.accept(gst::Buffer::new()).unwrap();
+        assert_eq!(bench.dropped(DropReason::Corrupt), 3);
+
+        for (size, strides) in [((5, 3), [-16, 8, 8]), ((5, 3), [4, 8, 8]), ((4, 2), [16, 8, 8])] {
+            let mut odd = gst::Buffer::from_mut_slice(vec![0u8; 128]);
+            add_meta(&mut odd, size, &[0, 64, 96], &strides);
+            bench.accept(odd).unwrap();
+        }
+        assert_eq!(bench.dropped(DropReason::Unsupported), 3);
+
+        bench.caps = gst::Caps::builder("image/png").build();
+        bench.accept(gst::Buffer::from_mut_slice(vec![0u8; 128])).unwrap();
+        assert_eq!(bench.dropped(DropReason::Unsupported), 4);
+        assert!(bench.intake.queue.is_empty());
+    }
+
+    #[test]
+    fn a_halted_intake_takes_nothing_more() {
+        let mut bench = bench();
+        bench.run.halt.store(true, Relaxed);
+        let refused = bench.accept(gst::Buffer::from_mut_slice(vec![0u8; 128]));
+        assert_eq!(refused, Err(gst::FlowError::Flushing));
+        assert_eq!(bench.dropped(DropReason::Shutdown), 1);
+    }
+}

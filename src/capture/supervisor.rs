@@ -117,10 +117,11 @@ impl Supervisor {
 
     fn watch(&self, pipeline: &Pipeline, run: &Run) -> Ending {
         let fault = |reason, message| Ending::Fault { reason, message, flowed: self.flowed(run) };
-        let mut progress = self.clock.now();
         if let Err(message) = pipeline.play() {
             return fault(RestartReason::StateChange, message);
         }
+        // After `play`, which may itself take seconds to find a camera.
+        let mut progress = self.clock.now();
         loop {
             if self.is_stopping() {
                 return Ending::Stopped;
