@@ -1,1 +1,37 @@
-//! (being built)
+//! What a verdict drives: a JSON line in a file, a picture of what was found, the page for people and
+//! machines.
+//!
+//! | constraint | value |
+//! |---|---|
+//! | who waits for an output | nobody: queues are bounded, what does not fit is counted and lost |
+//! | verdicts waiting for the disk | 1024 |
+//! | pictures waiting to be drawn | 4; each holds a camera's slot and a map |
+//! | pictures on disk | `heatmaps_keep` per line |
+//! | disk full, folder gone | counted, logged at most every 10 s, tried again with the next part |
+//!
+//! Absent on purpose: cameras and models; pixels come as a trait.
+
+mod heatmaps;
+pub mod http;
+mod record;
+mod rules;
+#[cfg(test)]
+mod testing;
+mod verdicts;
+
+use std::io;
+use std::path::PathBuf;
+
+pub use heatmaps::{HeatmapWriter, Job as HeatmapJob, Latest, Pixels};
+pub use record::{FrameHash, LateReason, Record};
+pub use rules::{HeatmapFolder, Rules, VerdictFile};
+pub use verdicts::VerdictWriter;
+
+/// An output that cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OutputError {
+    #[error("the folder for heatmaps {path} cannot be made: {source}", path = path.display())]
+    Folder { path: PathBuf, source: io::Error },
+    #[error("the file for verdicts {path} cannot be opened: {source}", path = path.display())]
+    File { path: PathBuf, source: io::Error },
+}
