@@ -8,12 +8,11 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::config::DropPolicy;
-use crate::imaging::FrameView;
 use crate::model::Verdict;
+use crate::outputs::Pixels;
 
 /// A captured frame.
-pub trait Picture: Send + 'static {
-    fn view(&self) -> FrameView<'_>;
+pub trait Picture: Pixels {
     fn sequence(&self) -> u64;
     fn captured_at(&self) -> Instant;
 }

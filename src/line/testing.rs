@@ -1,9 +1,18 @@
 //! Fakes for the tests of this room: pictures, cameras and judges without GStreamer and without a model.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::camera::{Camera, CameraCounts, CameraView};
 use super::desk::Picture;
-use crate::imaging::FrameView;
+use super::{Judge, Problem};
+use crate::imaging::{FrameView, Roi};
+use crate::model::Thresholds;
+use crate::outputs::Pixels;
+use crate::realnet::Judgement;
 
 /// A grey picture of 4 by 4 pixels.
 #[derive(Debug)]
@@ -19,11 +28,13 @@ impl FakePicture {
     }
 }
 
-impl Picture for FakePicture {
+impl Pixels for FakePicture {
     fn view(&self) -> FrameView<'_> {
         FrameView::rgb(&self.pixels, 4, 4)
     }
+}
 
+impl Picture for FakePicture {
     fn sequence(&self) -> u64 {
         self.sequence
     }
@@ -43,5 +54,72 @@ impl Random {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         ((z ^ (z >> 31)) % n as u64) as usize
+    }
+}
+
+/// A camera that a test feeds by hand.
+pub struct FakeCamera {
+    frames: Sender<FakePicture>,
+    counts: Arc<FakeCounts>,
+}
+
+#[derive(Default)]
+pub struct FakeCounts {
+    captured: AtomicU64,
+    started: AtomicU64,
+}
+
+impl CameraView for FakeCounts {
+    fn counts(&self) -> CameraCounts {
+        CameraCounts {
+            captured: self.captured.load(Relaxed),
+            up: true,
+            last_frame_at: Some(Instant::now()),
+            ..CameraCounts::default()
+        }
+    }
+}
+
+impl FakeCamera {
+    /// The hand that feeds, and what the daemon opens. Stopping it does nothing: drop the hand.
+    pub fn new() -> (FakeCamera, Camera<FakePicture>) {
+        let (frames, receiver) = bounded(1);
+        let counts = Arc::new(FakeCounts::default());
+        let view = Arc::clone(&counts);
+        (FakeCamera { frames, counts }, Camera { frames: receiver, view, stop: Box::new(|_| Ok(())) })
+    }
+
+    /// Captures a frame now; waits while the hand-over queue is full. The frame's number is its score.
+    pub fn capture(&self) {
+        let sequence = self.counts.started.fetch_add(1, Relaxed);
+        // Counted before it is handed over, as a camera does.
+        self.counts.captured.fetch_add(1, Relaxed);
+        self.frames
+            .send_timeout(FakePicture::new(sequence, Instant::now()), Duration::from_secs(10))
+            .expect("the daemon takes frames");
+    }
+}
+
+/// Gives the frame's number as its score, and waits at a gate before each judgement if it has one.
+/// `u8::MAX` is a frame that cannot be judged.
+pub struct FakeJudge {
+    pub gate: Option<Receiver<()>>,
+    pub map: Vec<f32>,
+}
+
+impl Judge for FakeJudge {
+    fn thresholds(&self) -> Thresholds {
+        Thresholds { unsure: 100.0, bad: 200.0 }
+    }
+
+    fn judge(&mut self, frame: &FrameView<'_>, _: Option<Roi>) -> Result<Judgement<'_>, Problem> {
+        if let Some(gate) = &self.gate {
+            // A gate that was taken away is open.
+            let _ = gate.recv();
+        }
+        match frame.planes[0].data[0] {
+            u8::MAX => Err("the picture is of another part".into()),
+            n => Ok(Judgement { score: n.into(), map_width: 2, map_height: 2, map: &self.map }),
+        }
     }
 }

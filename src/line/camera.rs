@@ -1,0 +1,122 @@
+//! A camera as a line sees it, and the one that captures through GStreamer.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+
+use super::{Picture, Problem};
+use crate::capture::{self, CameraConfig, CaptureStats, DropReason, Frame, RestartReason, SystemClock};
+use crate::config::{DropPolicy, LineConfig, OnEos};
+use crate::imaging::FrameView;
+use crate::outputs::Pixels;
+
+/// A camera that was started.
+pub struct Camera<P> {
+    /// Disconnected when the camera has ended for good and its last frame was taken.
+    pub frames: Receiver<P>,
+    pub view: Arc<dyn CameraView>,
+    /// Stops it, and waits for that at most so long.
+    pub stop: StopCamera,
+}
+
+pub type StopCamera = Box<dyn FnOnce(Duration) -> Result<(), Problem> + Send>;
+
+/// Reads a camera's counters.
+pub trait CameraView: Send + Sync {
+    fn counts(&self) -> CameraCounts;
+}
+
+/// A camera's counters at one instant.
+#[derive(Clone, Debug, Default)]
+pub struct CameraCounts {
+    pub captured: u64,
+    pub zero_copy: u64,
+    pub copied: u64,
+    pub dropped: Vec<(&'static str, u64)>,
+    pub restarts: Vec<(&'static str, u64)>,
+    pub up: bool,
+    pub last_frame_at: Option<Instant>,
+    pub last_fault: Option<String>,
+}
+
+impl CameraCounts {
+    pub fn dropped_total(&self) -> u64 {
+        self.dropped.iter().map(|(_, n)| n).sum()
+    }
+
+    pub fn restarts_total(&self) -> u64 {
+        self.restarts.iter().map(|(_, n)| n).sum()
+    }
+}
+
+/// Labels of `frames_dropped_total`.
+pub fn drop_reasons() -> Vec<&'static str> {
+    DropReason::ALL.map(DropReason::label).to_vec()
+}
+
+/// Labels of `camera_restarts_total`.
+pub fn restart_reasons() -> Vec<&'static str> {
+    RestartReason::ALL.map(RestartReason::label).to_vec()
+}
+
+impl CameraView for CaptureStats {
+    fn counts(&self) -> CameraCounts {
+        let ledger = self.ledger();
+        CameraCounts {
+            captured: ledger.captured,
+            zero_copy: ledger.zero_copy,
+            copied: ledger.copied,
+            dropped: DropReason::ALL.map(|reason| (reason.label(), ledger.dropped(reason))).to_vec(),
+            restarts: RestartReason::ALL.map(|reason| (reason.label(), self.restarts(reason))).to_vec(),
+            up: self.is_up(),
+            last_frame_at: self.last_frame_at(),
+            last_fault: self.last_fault(),
+        }
+    }
+}
+
+impl Pixels for Frame {
+    fn view(&self) -> FrameView<'_> {
+        Frame::view(self)
+    }
+}
+
+impl Picture for Frame {
+    fn sequence(&self) -> u64 {
+        Frame::sequence(self)
+    }
+
+    fn captured_at(&self) -> Instant {
+        Frame::captured_at(self)
+    }
+}
+
+/// Starts the camera that `line` describes.
+pub fn start(line: &LineConfig) -> Result<Camera<Frame>, Problem> {
+    let config = CameraConfig {
+        name: line.name.to_string(),
+        fragment: line.source.clone(),
+        slots: line.slots,
+        // Frames wait at the desk, where their deadlines are watched; this queue only hands over.
+        queue: 1,
+        on_eos: match line.on_eos {
+            OnEos::Restart => capture::OnEos::Restart,
+            OnEos::Stop => capture::OnEos::Stop,
+            OnEos::Loop => capture::OnEos::Loop,
+        },
+        stall_timeout: line.stall_timeout,
+        drop_policy: match line.drop {
+            DropPolicy::Oldest => capture::DropPolicy::DropOldest,
+            DropPolicy::Newest => capture::DropPolicy::DropNewest,
+            DropPolicy::Block => capture::DropPolicy::Block,
+        },
+        sync: line.sync,
+    };
+    let camera = capture::Camera::start(config, Arc::new(SystemClock))?;
+    Ok(Camera {
+        frames: camera.frames().clone(),
+        view: camera.stats(),
+        stop: Box::new(move |limit| camera.stop(limit).map_err(Problem::from)),
+    })
+}

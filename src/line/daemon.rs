@@ -1,0 +1,473 @@
+//! Starting all threads in order, minding them, and ending them in the reverse order.
+//!
+//! ```text
+//! camera thread (one each) ─▶ verdict thread ◀─▶ inference thread
+//!                                  ├─▶ verdict writer        http thread ─▶ board
+//!                                  └─▶ heatmap writer        main thread: signals, reload, watchdog
+//! ```
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, select};
+
+use super::camera::{Camera, StopCamera, drop_reasons, restart_reasons};
+use super::conductor::{Conductor, Control, End, Seat};
+use super::desk::{Desk, Terms};
+use super::heart::Heart;
+use super::judge::{self, Recipe, WorkerError};
+use super::ledger;
+use super::notify::Notifier;
+use super::reload::{self, ModelFacts};
+use super::shared::{LineShared, Lines, Published, State};
+use super::{Picture, Problem};
+use crate::config::{Config, LineConfig, LineName};
+use crate::imaging::Heatmap;
+use crate::outputs::http::Server;
+use crate::outputs::{HeatmapWriter, Latest, VerdictWriter};
+use crate::telemetry::{Event, LineEvent, LineMetrics, LineTelemetry, Reload, Telemetry};
+
+/// Heatmaps in circulation: four wait to be drawn, one is drawn, one is filled, one is at hand.
+const MAPS: usize = 7;
+
+/// How long threads get to end after the drain's limit.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How long a reload waits for the verdict thread, which never waits itself.
+const APPLY_LIMIT: Duration = Duration::from_secs(5);
+
+/// What the daemon is told while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Judge what is in flight, then end. A second one ends at once.
+    Stop(&'static str),
+    Reload,
+}
+
+/// One line to start.
+pub struct Part<P> {
+    pub model_hash: String,
+    pub judge: Recipe,
+    pub camera: Box<dyn FnOnce(&LineConfig) -> Result<Camera<P>, Problem>>,
+}
+
+/// Why the daemon did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("line {line}: the model cannot be used: {source}")]
+    Judge { line: LineName, source: Problem },
+    #[error("{0}")]
+    Rules(String),
+    #[error("line {line}: {source}")]
+    Camera { line: LineName, source: Problem },
+    #[error("the {name} thread cannot be started: {source}")]
+    Thread { name: &'static str, source: std::io::Error },
+    #[error("the inference thread ended before it was ready")]
+    WorkerGone,
+}
+
+/// Why the daemon ended other than by its own will.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RunError {
+    #[error("the inference thread ended; this is a fault of inspectd")]
+    WorkerGone,
+    #[error("the verdict thread ended; this is a fault of inspectd")]
+    ConductorGone,
+}
+
+/// All threads, running.
+pub struct Daemon {
+    config: Config,
+    config_path: PathBuf,
+    models: Vec<ModelFacts>,
+    telemetry: Telemetry,
+    lines: Arc<Lines>,
+    cameras: Vec<(LineName, StopCamera)>,
+    stopping: Stopping,
+    control: Sender<Control>,
+    end: Receiver<End>,
+    threads: Vec<JoinHandle<()>>,
+    server: Option<Server>,
+    notifier: Notifier,
+    told: Vec<Told>,
+}
+
+/// What the log says of a line so far.
+#[derive(Clone, Copy, Default)]
+struct Told {
+    sick: bool,
+    ended: bool,
+}
+
+/// Starts everything: models first, because they take longest and fail most; cameras last, so that no
+/// frame is captured that could not be judged. `parts` are the lines of `config`, in order.
+pub fn start<P: Picture>(
+    config: Config,
+    config_path: PathBuf,
+    parts: Vec<Part<P>>,
+    telemetry: Telemetry,
+    listener: Option<TcpListener>,
+) -> Result<Daemon, StartError> {
+    let thread = |name| move |source| StartError::Thread { name, source };
+    let heart = Arc::new(Heart::new(Instant::now()));
+    let mut recipes = Vec::new();
+    let mut hashes = Vec::new();
+    let mut openers = Vec::new();
+    for (line, part) in config.lines.iter().zip(parts) {
+        recipes.push((line.name.clone(), line.roi, part.judge));
+        hashes.push(part.model_hash);
+        openers.push(part.camera);
+    }
+    let worker = judge::start::<P>(recipes, Arc::clone(&heart)).map_err(|error| match error {
+        WorkerError::Thread(source) => StartError::Thread { name: "inference", source },
+        WorkerError::Judge { line, source } => StartError::Judge { line, source },
+        WorkerError::Gone => StartError::WorkerGone,
+    })?;
+    let models: Vec<ModelFacts> = hashes
+        .into_iter()
+        .zip(&worker.thresholds)
+        .map(|(hash, thresholds)| ModelFacts { hash, thresholds: *thresholds })
+        .collect();
+    let config_hash = config.hash().to_string();
+    let rules = config
+        .lines
+        .iter()
+        .zip(&models)
+        .map(|(line, model)| reload::rules(line, model, &config_hash).map(Arc::new))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(StartError::Rules)?;
+
+    let (spare_sender, spare) = bounded(MAPS);
+    let (verdicts, verdict_thread) = VerdictWriter::start().map_err(thread("verdict writer"))?;
+    let (heatmaps, heatmap_thread) = HeatmapWriter::start(spare_sender).map_err(thread("heatmap writer"))?;
+
+    let mut seats = Vec::new();
+    let mut shared = Vec::new();
+    let mut cameras: Vec<(LineName, StopCamera)> = Vec::new();
+    for ((line, open), rules) in config.lines.iter().zip(openers).zip(rules) {
+        let camera = match open(line) {
+            Ok(camera) => camera,
+            Err(source) => {
+                await_stop(begin_stop(cameras, Duration::from_secs(1)));
+                return Err(StartError::Camera { line: line.name.clone(), source });
+            }
+        };
+        let metrics =
+            LineMetrics::new(telemetry.metrics(), line.name.as_str(), &drop_reasons(), &restart_reasons());
+        let line_shared = Arc::new(LineShared {
+            telemetry: Arc::new(LineTelemetry::new(line.name.as_str(), metrics)),
+            published: Mutex::new(Published::default()),
+            camera: camera.view,
+            latest: Arc::new(Latest::default()),
+            slots: line.slots,
+            stall_timeout: line.stall_timeout,
+            started: Instant::now(),
+        });
+        telemetry.emit(Event::LineStarted {
+            line: line.name.as_str(),
+            model: &rules.model_hash,
+            thresholds: rules.thresholds,
+        });
+        cameras.push((line.name.clone(), camera.stop));
+        shared.push(Arc::clone(&line_shared));
+        seats.push(Seat { frames: camera.frames, roi: line.roi, rules, shared: line_shared });
+    }
+
+    let lines = Arc::new(Lines {
+        lines: shared,
+        heart: Arc::clone(&heart),
+        state: Mutex::new(State { name: "starting", config_hash }),
+        telemetry: telemetry.clone(),
+    });
+    let mirrored = Arc::downgrade(&lines);
+    telemetry.on_scrape(move |_| {
+        if let Some(lines) = mirrored.upgrade() {
+            lines.mirror();
+        }
+    });
+
+    let (control, control_receiver) = bounded(8);
+    let (end_sender, end) = bounded(1);
+    let terms = |line: &LineConfig| Terms { queue: line.queue, policy: line.drop, deadline: line.deadline };
+    let conductor = Conductor {
+        desk: Desk::new(config.lines.iter().map(terms)),
+        seats,
+        jobs: worker.jobs,
+        done: worker.done,
+        control: control_receiver,
+        verdicts,
+        heatmaps,
+        spare,
+        maps: (0..MAPS).map(|_| Heatmap { width: 0, height: 0, data: Vec::new() }).collect(),
+        heart,
+        late: Vec::new(),
+    };
+    let conductor_thread = std::thread::Builder::new()
+        .name("verdict".to_owned())
+        .spawn(move || {
+            // Nobody waits for the end if the main thread has gone.
+            let _ = end_sender.send(conductor.run());
+        })
+        .map_err(thread("verdict"))?;
+    let server = match listener {
+        Some(listener) => Some(Server::start(listener, Arc::<Lines>::clone(&lines)).map_err(thread("http"))?),
+        None => None,
+    };
+    if let Some(server) = &server {
+        telemetry.emit(Event::Listening { address: server.address });
+    }
+    let told = vec![Told::default(); config.lines.len()];
+    Ok(Daemon {
+        config,
+        config_path,
+        models,
+        telemetry,
+        lines,
+        cameras,
+        stopping: Vec::new(),
+        control,
+        end,
+        threads: vec![conductor_thread, worker.thread, verdict_thread, heatmap_thread],
+        server,
+        notifier: Notifier::default(),
+        told,
+    })
+}
+
+impl Daemon {
+    /// Where HTTP is really served.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.server.as_ref().map(|server| server.address)
+    }
+
+    /// Runs until every source has ended or [`Command::Stop`] comes.
+    pub fn run(mut self, commands: &Receiver<Command>) -> Result<(), RunError> {
+        self.lines.state().name = "running";
+        let config = self.lines.state().config_hash.clone();
+        self.telemetry.emit(Event::Ready { lines: self.config.lines.len(), config: &config });
+        let status = self.status();
+        self.notifier.ready(&status);
+        let interval = Notifier::watchdog().unwrap_or(Duration::from_secs(1)).min(Duration::from_secs(1));
+        let ticks = crossbeam_channel::tick(interval);
+        let end = self.end.clone();
+        // If whoever gives commands goes away, the daemon runs on; a disconnected channel would spin.
+        let never = crossbeam_channel::never();
+        let mut commands = commands;
+        let ended = loop {
+            select! {
+                recv(commands) -> command => match command {
+                    Ok(Command::Reload) => self.reload(),
+                    Ok(Command::Stop(why)) => break self.drain(why, commands),
+                    Err(_) => commands = &never,
+                },
+                recv(end) -> end => break end.ok(),
+                recv(ticks) -> _ => self.tick(),
+            }
+        };
+        self.finish(ended)
+    }
+
+    fn reload(&mut self) {
+        self.notifier.reloading();
+        let (result, detail) = match reload::prepare(&self.config_path, &self.config, &self.models) {
+            Err(refused) => refused,
+            Ok(ready) => {
+                let (done, applied) = bounded(1);
+                let told =
+                    self.control.send_timeout(Control::Apply { rules: ready.rules, done }, APPLY_LIMIT);
+                match told.is_ok() && applied.recv_timeout(APPLY_LIMIT).is_ok() {
+                    false => (Reload::Failed, "the verdict thread does not answer".to_owned()),
+                    true => {
+                        let hash = ready.config.hash().to_string();
+                        let info = &self.telemetry.metrics().config_hash;
+                        info.reset();
+                        info.with_label_values(&[&hash]).set(1);
+                        self.lines.state().config_hash = hash;
+                        self.config = ready.config;
+                        match ready.plan.is_empty() {
+                            true => (Reload::Unchanged, String::new()),
+                            false => (Reload::Applied, ready.plan.to_string()),
+                        }
+                    }
+                }
+            }
+        };
+        self.telemetry.emit(Event::Reloaded { result, detail: &detail });
+        let status = match result {
+            Reload::Applied | Reload::Unchanged => self.status(),
+            _ => format!("{}; the last reload was refused", self.status()),
+        };
+        self.notifier.ready(&status);
+    }
+
+    /// Once a second: health, watchdog, ledger.
+    fn tick(&mut self) {
+        let now = Instant::now();
+        // The watchdog is for what only a new process can mend. A camera that is unplugged is restarted
+        // by its own thread, and the other lines must not suffer from it.
+        if self.lines.heart.arrest(now).is_none() {
+            self.notifier.feed();
+        }
+        for (i, (line, snapshot)) in self.lines.snapshots(now).into_iter().enumerate() {
+            let name = line.telemetry.name.as_str();
+            let now_told = Told { sick: snapshot.sick.is_some(), ended: snapshot.published.ended };
+            let before = std::mem::replace(&mut self.told[i], now_told);
+            match &snapshot.sick {
+                Some(why) if !before.sick => self.telemetry.emit(Event::LineSick { line: name, why }),
+                None if now_told.ended && !before.ended => {
+                    self.telemetry.emit(Event::LineEnded { line: name })
+                }
+                None if before.sick => self.telemetry.emit(Event::LineWell { line: name }),
+                _ => {}
+            }
+            let checked = ledger::check(&snapshot.published.counts, &snapshot.camera, line.slots);
+            if let Err(imbalance) = checked {
+                line.telemetry.emit(LineEvent::LedgerUnbalanced { detail: &imbalance });
+            }
+        }
+        let status = self.status();
+        self.notifier.status(&status);
+    }
+
+    fn status(&self) -> String {
+        let mut status = match self.config.lines.len() {
+            1 => "1 line".to_owned(),
+            n => format!("{n} lines"),
+        };
+        if let Some(address) = self.address() {
+            status.push_str(&format!(", http://{address}/"));
+        }
+        for (line, snapshot) in self.lines.snapshots(Instant::now()) {
+            if let Some(why) = snapshot.sick {
+                status.push_str(&format!("; {}: {why}", line.telemetry.name));
+            }
+        }
+        status
+    }
+
+    /// Stops the cameras and lets the frames in flight be judged. Another [`Command::Stop`] cuts it short.
+    fn drain(&mut self, why: &'static str, commands: &Receiver<Command>) -> Option<End> {
+        let limit = self.config.daemon.drain;
+        let until = Instant::now() + limit;
+        self.lines.state().name = "stopping";
+        self.notifier.stopping();
+        self.telemetry.emit(Event::Draining { why, limit });
+        self.tell(Control::Drain { until });
+        self.stopping = begin_stop(std::mem::take(&mut self.cameras), limit);
+        let overdue = crossbeam_channel::at(until + GRACE);
+        let ticks = crossbeam_channel::tick(Duration::from_millis(200));
+        let mut commands = Some(commands);
+        loop {
+            let never = crossbeam_channel::never();
+            select! {
+                recv(self.end) -> end => return end.ok(),
+                recv(commands.unwrap_or(&never)) -> command => match command {
+                    Ok(Command::Stop(_)) => self.tell(Control::Drain { until: Instant::now() }),
+                    Ok(Command::Reload) => {}
+                    Err(_) => commands = None,
+                },
+                recv(ticks) -> _ => {
+                    if self.lines.heart.arrest(Instant::now()).is_none() {
+                        self.notifier.feed();
+                    }
+                }
+                recv(overdue) -> _ => return None,
+            }
+        }
+    }
+
+    fn tell(&self, control: Control) {
+        // The verdict thread takes its messages at once; if it is gone, `end` says so.
+        let _ = self.control.send_timeout(control, APPLY_LIMIT);
+    }
+
+    /// For tests: what is published of each line.
+    #[cfg(test)]
+    pub(super) fn lines(&self) -> Arc<Lines> {
+        Arc::clone(&self.lines)
+    }
+
+    /// Ends what still runs, checks the ledgers for the last time.
+    fn finish(mut self, ended: Option<End>) -> Result<(), RunError> {
+        if self.lines.state().name != "stopping" {
+            self.lines.state().name = "stopping";
+            self.notifier.stopping();
+        }
+        let rest = begin_stop(std::mem::take(&mut self.cameras), self.config.daemon.drain);
+        let stopped = await_stop(rest) & await_stop(std::mem::take(&mut self.stopping));
+        let left = match ended {
+            Some(End::Finished) => 0,
+            Some(End::Cut(left) | End::WorkerGone(left)) => left,
+            None => 0,
+        };
+        if left > 0 {
+            self.telemetry.emit(Event::DrainLimit { left });
+        }
+        // A thread that is stuck (a model, a disk) ends with the process.
+        let until = Instant::now() + GRACE;
+        let joined = self.threads.drain(..).map(|thread| join_until(thread, until)).fold(true, |a, b| a & b);
+        let mut frames = 0;
+        for (i, (line, snapshot)) in self.lines.snapshots(Instant::now()).into_iter().enumerate() {
+            frames += snapshot.camera.captured;
+            if snapshot.published.ended && !self.told[i].ended && ended == Some(End::Finished) {
+                self.telemetry.emit(Event::LineEnded { line: &line.telemetry.name });
+            }
+            if stopped && joined {
+                let checked = ledger::check_final(&snapshot.published.counts, &snapshot.camera);
+                if let Err(imbalance) = checked {
+                    line.telemetry.emit(LineEvent::LedgerUnbalanced { detail: &imbalance });
+                }
+            }
+        }
+        drop(self.server.take());
+        self.telemetry.emit(Event::Stopped { frames });
+        match ended {
+            Some(End::Finished | End::Cut(_)) => Ok(()),
+            Some(End::WorkerGone(_)) => Err(RunError::WorkerGone),
+            None => Err(RunError::ConductorGone),
+        }
+    }
+}
+
+type Stopping = Vec<std::io::Result<JoinHandle<Result<(), Problem>>>>;
+
+/// Stops all cameras at once, each within `limit`, without waiting for it.
+fn begin_stop(cameras: Vec<(LineName, StopCamera)>, limit: Duration) -> Stopping {
+    let stop = |(name, stop): (LineName, StopCamera)| {
+        std::thread::Builder::new().name(format!("stop {name}")).spawn(move || stop(limit))
+    };
+    cameras.into_iter().map(stop).collect()
+}
+
+/// Waits until all cameras have stopped. False if one did not.
+fn await_stop(threads: Stopping) -> bool {
+    let mut all = true;
+    for thread in threads {
+        let result = match thread.map(JoinHandle::join) {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err("the camera's thread failed".into()),
+            Err(error) => Err(Problem::from(error)),
+        };
+        if let Err(error) = result {
+            tracing::warn!(%error, "A camera did not stop.");
+            all = false;
+        }
+    }
+    all
+}
+
+/// Waits for a thread, at most until then. False if it still runs.
+fn join_until(thread: JoinHandle<()>, until: Instant) -> bool {
+    while !thread.is_finished() {
+        if Instant::now() >= until {
+            let name = thread.thread().name().unwrap_or("unnamed").to_owned();
+            tracing::warn!(thread = name, "A thread did not end in time and is left behind.");
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    thread.join().is_ok()
+}

@@ -1,0 +1,133 @@
+//! What the verdict thread publishes about a line, and what is read from it: metrics, health, the page.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use super::camera::{CameraCounts, CameraView};
+use super::desk::Counts;
+use super::heart::Heart;
+use super::{health, ledger};
+use crate::outputs::Latest;
+use crate::outputs::http::{Board, Health, LineHealth};
+use crate::telemetry::{FrameCounts, LineTelemetry, Telemetry};
+
+/// Written by the verdict thread after each frame.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Published {
+    pub counts: Counts,
+    pub last_score: Option<f32>,
+    pub ended: bool,
+}
+
+/// One line, as all threads see it.
+pub struct LineShared {
+    pub telemetry: Arc<LineTelemetry>,
+    pub published: Mutex<Published>,
+    pub camera: Arc<dyn CameraView>,
+    pub latest: Arc<Latest>,
+    pub slots: usize,
+    pub stall_timeout: Option<Duration>,
+    pub started: Instant,
+}
+
+/// A line at one instant.
+pub struct Snapshot {
+    pub published: Published,
+    pub camera: CameraCounts,
+    pub sick: Option<String>,
+}
+
+impl LineShared {
+    pub fn publish(&self) -> MutexGuard<'_, Published> {
+        self.published.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub fn snapshot(&self, now: Instant) -> Snapshot {
+        // The desk first: see ledger::check.
+        let published = *self.publish();
+        let camera = self.camera.counts();
+        let sick = health::sickness(&camera, published.ended, self.stall_timeout, self.started, now);
+        Snapshot { published, camera, sick }
+    }
+}
+
+/// All lines, as the page and the metrics show them.
+pub struct Lines {
+    pub lines: Vec<Arc<LineShared>>,
+    pub heart: Arc<Heart>,
+    pub state: Mutex<State>,
+    pub telemetry: Telemetry,
+}
+
+#[derive(Clone, Debug)]
+pub struct State {
+    /// `starting`, `running` or `stopping`.
+    pub name: &'static str,
+    pub config_hash: String,
+}
+
+impl Lines {
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Every line, and why it is sick; threads that all lines share make all of them sick.
+    pub fn snapshots(&self, now: Instant) -> Vec<(&LineShared, Snapshot)> {
+        let arrest = self.heart.arrest(now);
+        let snapshot = |line: &'_ Arc<LineShared>| {
+            let mut snapshot = line.snapshot(now);
+            if arrest.is_some() && !snapshot.published.ended {
+                snapshot.sick.clone_from(&arrest);
+            }
+            snapshot
+        };
+        self.lines.iter().map(|line| (line.as_ref(), snapshot(line))).collect()
+    }
+
+    /// Brings the mirrored metrics up to date.
+    pub fn mirror(&self) {
+        for (line, Snapshot { published, camera, sick }) in self.snapshots(Instant::now()) {
+            let counts: FrameCounts = ledger::export(&published.counts, camera, sick.is_none());
+            line.telemetry.metrics.mirror(&counts);
+        }
+    }
+}
+
+impl Board for Lines {
+    fn scrape(&self) -> String {
+        self.telemetry.scrape()
+    }
+
+    fn health(&self) -> Health {
+        let State { name, config_hash } = self.state().clone();
+        let lines: Vec<LineHealth> = self
+            .snapshots(Instant::now())
+            .into_iter()
+            .map(|(line, Snapshot { published, camera, sick })| {
+                let counts = ledger::export(&published.counts, camera, sick.is_none());
+                let [good, unsure, bad, late] = counts.verdicts;
+                LineHealth {
+                    line: line.telemetry.name.clone(),
+                    ok: sick.is_none(),
+                    why: sick,
+                    ended: published.ended,
+                    captured: counts.captured,
+                    in_flight: counts.in_flight,
+                    dropped: counts.dropped.iter().map(|(_, n)| n).sum(),
+                    good,
+                    unsure,
+                    bad,
+                    late,
+                    last_score: published.last_score,
+                    has_heatmap: line.latest.get().is_some(),
+                }
+            })
+            .collect();
+        let ok = name == "running" && lines.iter().all(|line| line.ok);
+        Health { ok, state: name, version: env!("CARGO_PKG_VERSION"), config_hash, lines }
+    }
+
+    fn heatmap(&self, line: &str) -> Option<std::path::PathBuf> {
+        self.lines.iter().find(|l| l.telemetry.name == line)?.latest.get()
+    }
+}
