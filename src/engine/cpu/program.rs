@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::fast::{AlignedBuf, PackedConv, Pool as Threads};
+use super::fast::{AlignedBuf, Pool as Threads};
 use super::step;
 use crate::engine::graph::{Graph, GraphError, Node, Value};
 use crate::engine::op::Op;
@@ -70,7 +70,7 @@ pub(super) struct Step {
     pub shape: Shape,
     pub scratch: Loc,
     /// The weight in the order the kernel reads, for convolutions whose weight never changes.
-    pub packed: Option<PackedConv>,
+    pub packed: Option<step::Packed>,
     pub name: String,
 }
 
@@ -438,8 +438,8 @@ impl<'a> Compiler<'a> {
     }
 
     /// The packed weight of a convolution whose weight is a parameter that nothing writes.
-    fn pack(&self, node: &Node) -> Option<PackedConv> {
-        if self.options.reference || !matches!(node.op, Op::Conv2d { .. }) {
+    fn pack(&self, node: &Node) -> Option<step::Packed> {
+        if self.options.reference || !matches!(node.op, Op::Conv2d { .. } | Op::ConvTranspose { .. }) {
             return None;
         }
         let weight = node.inputs[1];
@@ -449,7 +449,7 @@ impl<'a> Compiler<'a> {
             });
         let loc = self.persistent.get(&weight).filter(|_| constant)?;
         let shapes: Vec<Shape> = node.inputs.iter().map(|i| self.graph.shape(*i)).collect();
-        step::pack_conv(&node.op, &shapes, &self.block[loc.offset..][..loc.len], self.threads)
+        step::pack(&node.op, &shapes, node.shape, &self.block[loc.offset..][..loc.len], self.threads)
     }
 }
 

@@ -1,9 +1,10 @@
 //! Running one operation: by the specification, or by the fast path.
 
 use super::fast::{
-    Act as FastAct, Batch, ConvGeometry, ConvWeights, Epilogue as FastEpilogue, Mat, PackedConv, Padding,
-    Pool as Threads, attention, conv2d, conv2d_scratch, gemm_batched, gemm_batched_scratch, norm, pointwise,
-    spatial, split,
+    Act as FastAct, Batch, ConvGeometry, ConvWeights, Epilogue as FastEpilogue, Mat, PackedConv,
+    PackedTransposed, Padding, Pool as Threads, TransposedWeights, attention, conv2d, conv2d_backward_input,
+    conv2d_backward_input_scratch, conv2d_backward_weight, conv2d_backward_weight_scratch, conv2d_scratch,
+    gemm_batched, gemm_batched_scratch, norm, pointwise, spatial, split,
 };
 use super::program::{Memory, Step};
 use super::reference::{self, conv::Tail};
@@ -239,16 +240,43 @@ fn fast_epilogue<'m>(o: &Operands<'m>, epilogue: &Epilogue) -> FastEpilogue<'m> 
     FastEpilogue { bias, residual, accumulate: false, act }
 }
 
-/// The packed weight of a convolution.
-pub(super) fn pack_conv(op: &Op, shapes: &[Shape], weight: &[f32], threads: &Threads) -> Option<PackedConv> {
-    let Op::Conv2d { conv, .. } = op else { return None };
-    Some(PackedConv::new(threads.isa(), &geometry(conv, shapes[0], shapes[1]), weight))
+/// A weight in the order the kernel reads, for convolutions whose weight never changes.
+#[derive(Debug)]
+pub(super) enum Packed {
+    Conv(PackedConv),
+    Transposed(PackedTransposed),
+}
+
+/// The packed weight (input 1) of a convolution; None for other operations.
+pub(super) fn pack(
+    op: &Op,
+    shapes: &[Shape],
+    out: Shape,
+    weight: &[f32],
+    threads: &Threads,
+) -> Option<Packed> {
+    let isa = threads.isa();
+    match op {
+        Op::Conv2d { conv, .. } => {
+            Some(Packed::Conv(PackedConv::new(isa, &geometry(conv, shapes[0], shapes[1]), weight)))
+        }
+        Op::ConvTranspose { conv, .. } => {
+            Some(Packed::Transposed(PackedTransposed::new(isa, &geometry(conv, out, shapes[1]), weight)))
+        }
+        _ => None,
+    }
 }
 
 /// Floats of scratch of the fast path. Whether the weight is packed is not known yet: room for both.
 pub(super) fn scratch_len(op: &Op, shapes: &[Shape], out: Shape, threads: &Threads) -> usize {
     match op {
         Op::Conv2d { conv, .. } => conv2d_scratch(threads, &geometry(conv, shapes[0], shapes[1]), false),
+        Op::ConvTranspose { conv, .. } => {
+            conv2d_backward_input_scratch(threads, &geometry(conv, out, shapes[1]), false)
+        }
+        Op::ConvBackwardWeight { conv, .. } => {
+            conv2d_backward_weight_scratch(threads, &geometry(conv, shapes[0], out))
+        }
         Op::MatMul { transpose_a, .. } => {
             let k = if *transpose_a { shapes[0].w() } else { shapes[0].c() };
             gemm_batched_scratch(threads, out.c(), k)
@@ -272,12 +300,24 @@ pub(super) fn run(step: &Step, memory: &Memory, threads: &Threads) {
         Op::Conv2d { conv, epilogue } => {
             let g = geometry(conv, step.shapes[0], step.shapes[1]);
             let weights = match &step.packed {
-                Some(packed) => ConvWeights::Packed(packed),
-                None => ConvWeights::Raw(o.x(1)),
+                Some(Packed::Conv(packed)) => ConvWeights::Packed(packed),
+                _ => ConvWeights::Raw(o.x(1)),
             };
             conv2d(threads, &g, weights, o.x(0), o.out(), &fast_epilogue(&o, epilogue), o.scratch());
         }
-        Op::ConvTranspose { .. } | Op::ConvBackwardWeight { .. } => run_reference(step, memory),
+        Op::ConvTranspose { conv, epilogue, .. } => {
+            let g = geometry(conv, step.shape, step.shapes[1]);
+            let weights = match &step.packed {
+                Some(Packed::Transposed(packed)) => TransposedWeights::Packed(packed),
+                _ => TransposedWeights::Raw(o.x(1)),
+            };
+            let epilogue = fast_epilogue(&o, epilogue);
+            conv2d_backward_input(threads, &g, weights, o.x(0), o.out(), &epilogue, o.scratch());
+        }
+        Op::ConvBackwardWeight { conv, .. } => {
+            let g = geometry(conv, step.shapes[0], step.shape);
+            conv2d_backward_weight(threads, &g, o.x(0), o.x(1), o.out(), false, o.scratch());
+        }
         Op::MatMul { transpose_a, transpose_b, alpha } => {
             matmul(&o, threads, *transpose_a, *transpose_b, *alpha)
         }

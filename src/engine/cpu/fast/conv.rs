@@ -160,6 +160,7 @@ fn as_product(
             layout: Layout::Rows,
             panels,
             b,
+            b_first: 0,
             c: y_base.ptr().wrapping_add(first),
             rows: Rows::linear(g.cout),
             bias: bias.offset(first),

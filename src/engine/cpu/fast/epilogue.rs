@@ -68,7 +68,7 @@ impl Act {
 }
 
 /// 2·√(2/π)
-const GELU_SCALE: f32 = 1.595_769_1;
+const GELU_SCALE: f32 = 1.595_769;
 
 /// What to do with each result before it is stored. The default stores it as it is.
 #[derive(Debug, Clone, Copy, Default)]

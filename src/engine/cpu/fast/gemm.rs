@@ -26,7 +26,7 @@ pub(super) const K_BLOCK: usize = 256;
 /// Distance of rows in a gathered block: an odd number of cache lines, so rows don't share sets.
 const A_STRIDE: usize = K_BLOCK + 16;
 /// Tiles of one block of rows: 8·14 rows · 1 KB = 120 KB of the second-level cache.
-const TILES_PER_BLOCK: usize = 8;
+pub(super) const TILES_PER_BLOCK: usize = 8;
 /// Floats of scratch of one lane.
 pub(super) const LANE_SCRATCH: usize = TILES_PER_BLOCK * MAX_ROWS * A_STRIDE;
 /// Tasks wanted per thread: the last one to finish keeps the others waiting for a fraction of 1/4.
@@ -138,6 +138,8 @@ pub(super) struct Product<'a> {
     pub layout: Layout,
     pub panels: Panels,
     pub b: *const f32,
+    /// Which row of B `b`'s panels begin with.
+    pub b_first: usize,
     pub c: *mut f32,
     pub rows: Rows,
     pub bias: *const f32,
@@ -261,7 +263,7 @@ impl Product<'_> {
         let (column, valid, width) = self.panels.columns(panel);
         let vectors = width / self.isa.lanes();
         // SAFETY: panel and k range are in bounds of the packed B.
-        let b = unsafe { self.b.add(self.panels.offset(panel) + ks.start * width) };
+        let b = unsafe { self.b.add(self.panels.offset(panel) + (ks.start - self.b_first) * width) };
         let optional =
             |p: *const f32| if last && !p.is_null() { p.wrapping_add(column) } else { std::ptr::null() };
         let mut tile = Tile {
@@ -367,6 +369,7 @@ pub fn gemm(
         layout: if a.transposed { Layout::Cols } else { Layout::Rows },
         panels,
         b,
+        b_first: 0,
         c: c.as_mut_ptr(),
         rows: Rows::linear(c_stride),
         bias: epilogue.bias.map_or(std::ptr::null(), <[f32]>::as_ptr),
@@ -482,6 +485,7 @@ pub fn gemm_batched(
                 layout: if a.transposed { Layout::Cols } else { Layout::Rows },
                 panels,
                 b: packed,
+                b_first: 0,
                 c: out.ptr().add(at(batch.c)),
                 rows: Rows::linear(c_stride),
                 bias: bias.ptr(),

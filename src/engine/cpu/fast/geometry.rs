@@ -38,6 +38,7 @@ pub struct ConvGeometry {
 
 impl ConvGeometry {
     /// A square kernel, one group.
+    #[allow(clippy::too_many_arguments)]
     pub const fn new(
         n: usize,
         h: usize,

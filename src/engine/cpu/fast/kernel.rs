@@ -13,6 +13,9 @@
 //! 6·2 + 3 = 15 of 16 with AVX2. Per step of k that is 28 FMA against 2 vector loads and 14
 //! broadcasts: bound by the FMA units, not by the load ports.
 
+// Indices over registers: iterators over arrays of arrays hinder their promotion to registers.
+#![allow(clippy::needless_range_loop)]
+
 use super::epilogue::{Act, act_vector};
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};

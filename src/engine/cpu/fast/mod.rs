@@ -11,6 +11,7 @@
 //! | `simd`, `kernel` | vector vocabulary of each instruction set; the register tile |
 //! | `pack`, `gemm` | operands in the kernel's order; cache blocking, products, batches of products |
 //! | `geometry`, `conv`, `depthwise` | convolution |
+//! | `conv_grad`, `depthwise_grad` | its gradients, and the transposed convolution |
 //! | `epilogue` | bias, residual, activation on the way out |
 //!
 //! ```text
@@ -23,7 +24,9 @@
 pub mod attention;
 mod buffer;
 mod conv;
+mod conv_grad;
 mod depthwise;
+mod depthwise_grad;
 mod epilogue;
 mod gemm;
 mod geometry;
@@ -32,6 +35,7 @@ mod kernel;
 mod naive;
 pub mod norm;
 mod pack;
+mod peak;
 pub mod pointwise;
 mod simd;
 pub mod spatial;
@@ -40,8 +44,13 @@ mod threads;
 
 pub use buffer::AlignedBuf;
 pub use conv::{ConvWeights, PackedConv, conv2d, conv2d_scratch};
+pub use conv_grad::{
+    PackedTransposed, TransposedWeights, conv2d_backward_input, conv2d_backward_input_scratch,
+    conv2d_backward_weight, conv2d_backward_weight_scratch,
+};
 pub use epilogue::{Act, Epilogue, act_in_place};
 pub use gemm::{Batch, Mat, MatB, PackedB, gemm, gemm_batched, gemm_batched_scratch, gemm_scratch};
 pub use geometry::{Algo, ConvGeometry, Padding, pick_algo};
+pub use peak::peak_gflops;
 pub use simd::Isa;
 pub use threads::Pool;

@@ -261,6 +261,7 @@ impl Panels {
     ///
     /// # Safety
     /// `dst` is the start of all panels, and this panel's part of it is exclusively writable.
+    #[allow(clippy::too_many_arguments)]
     pub unsafe fn fill(
         &self,
         panel: usize,
