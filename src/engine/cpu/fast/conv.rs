@@ -11,10 +11,11 @@
 use super::buffer::{Shared, aligned};
 use super::depthwise::depthwise;
 use super::epilogue::Epilogue;
-use super::gemm::{LANE_SCRATCH, Mat, PackedB, Product, Rows, lane_scratch, run_products};
+use super::gemm::{Mat, PackedB};
 use super::geometry::{Algo, ConvGeometry, pick_algo};
 use super::kernel::Layout;
 use super::pack::{Panels, Patches, Source};
+use super::product::{LANE_SCRATCH, Product, Rows, lane_scratch, run_products};
 use super::simd::Isa;
 use super::threads::Pool;
 

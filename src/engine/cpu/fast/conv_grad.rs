@@ -20,10 +20,10 @@ use super::buffer::{AlignedBuf, Shared, aligned};
 use super::conv::patches;
 use super::depthwise_grad::{depthwise_backward_input, depthwise_backward_weight};
 use super::epilogue::{Act, Epilogue};
-use super::gemm::{Blocks, K_BLOCK, LANE_SCRATCH, Product, Rows, lane_scratch, run_products};
 use super::geometry::{Algo, ConvGeometry, pick_algo};
 use super::kernel::Layout;
 use super::pack::{Panels, Patches, Source};
+use super::product::{Blocks, K_BLOCK, LANE_SCRATCH, Product, Rows, lane_scratch, run_products};
 use super::simd::Isa;
 use super::threads::Pool;
 

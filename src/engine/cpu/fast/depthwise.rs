@@ -1,8 +1,12 @@
 //! Depthwise convolution, NHWC: vectors run over channels, tasks over rows of the output.
 //!
-//! For a block of channels the kernel's k·k weight vectors are read once per strip of [`STRIP`] output
-//! pixels; each input vector is loaded where it is used. 9 or 25 FMA per output vector against as many
-//! loads: bound by the load ports and, for large images, by the second-level cache.
+//! A strip of 8 output pixels runs through all channels before the next strip begins, so memory sees
+//! contiguous rows (with channels outermost it sees one line per pixel, which took 4 times as long at
+//! 64×64×144). Strips at the border and rests take fewer pixels and more channels at once, so that there are
+//! always several independent sums to hide the FMA's latency. 9 or 25 FMA per output vector against as
+//! many loads: bound by the load port.
+
+use std::ops::Range;
 
 use super::buffer::Shared;
 use super::epilogue::{Act, Epilogue, act_in_place, act_vector};
@@ -11,9 +15,6 @@ use super::geometry::ConvGeometry;
 use super::simd::{Avx2, Avx512};
 use super::simd::{Isa, Portable, Simd};
 use super::threads::Pool;
-
-/// Output pixels computed together: independent sums that hide the FMA's latency.
-const STRIP: usize = 4;
 
 /// One row of output.
 struct Line<'a> {
@@ -89,18 +90,18 @@ unsafe fn line_avx2(line: &Line) {
 unsafe fn line_body<S: Simd>(l: &Line) {
     // SAFETY: passed on. The common kernels get loops of constant length.
     unsafe {
-        match (l.g.kh, l.g.kw) {
-            (3, 3) => line_of::<S, 3, 3>(l),
-            (5, 5) => line_of::<S, 5, 5>(l),
-            _ => line_of::<S, 0, 0>(l),
+        match l.g.kw {
+            3 => line_of::<S, 3>(l),
+            5 => line_of::<S, 5>(l),
+            _ => line_of::<S, 0>(l),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn line_of<S: Simd, const KH: usize, const KW: usize>(l: &Line) {
+unsafe fn line_of<S: Simd, const KW: usize>(l: &Line) {
     let g = l.g;
-    let (kh, kw) = if KH > 0 { (KH, KW) } else { (g.kh, g.kw) };
+    let (kh, kw) = (g.kh, if KW > 0 { KW } else { g.kw });
     let (image, oy) = (l.row / g.oh(), l.row % g.oh());
     let top = (oy * g.stride) as isize - g.pad.top as isize;
     // Taps whose line exists.
@@ -110,35 +111,29 @@ unsafe fn line_of<S: Simd, const KH: usize, const KW: usize>(l: &Line) {
     let inner_from = g.pad.left.div_ceil(g.stride).min(ow);
     let inner_to = if g.w + g.pad.left >= kw { ((g.w + g.pad.left - kw) / g.stride + 1).min(ow) } else { 0 };
     let inner_to = inner_to.max(inner_from);
-    let mut c = 0;
-    while c < g.cin {
-        let lanes = (g.cin - c).min(S::LANES);
-        // SAFETY: c + lanes ≤ channels; pixels and lines are clipped to those that exist.
-        unsafe {
-            let at = Place { image, top, c, lanes };
-            for ox in (0..inner_from).chain(inner_to..ow) {
-                let left = (ox * g.stride) as isize - g.pad.left as isize;
-                let kx = (-left).clamp(0, kw as isize) as usize
-                    ..(g.w as isize - left).clamp(0, kw as isize) as usize;
-                pixels::<S, 1, false, 0, 0>(l, &at, ox, ky.clone(), kx);
-            }
-            let mut ox = inner_from;
-            if lanes == S::LANES && ky.len() == kh && KH > 0 {
-                while ox + STRIP <= inner_to {
-                    pixels::<S, STRIP, true, KH, KW>(l, &at, ox, 0..kh, 0..kw);
-                    ox += STRIP;
-                }
-            }
-            while ox + STRIP <= inner_to {
-                pixels::<S, STRIP, false, 0, 0>(l, &at, ox, ky.clone(), 0..kw);
-                ox += STRIP;
-            }
-            while ox < inner_to {
-                pixels::<S, 1, false, 0, 0>(l, &at, ox, ky.clone(), 0..kw);
-                ox += 1;
-            }
+    let at = Place { image, top, ky };
+    let clipped = |ox: usize| {
+        let left = (ox * g.stride) as isize - g.pad.left as isize;
+        (-left).clamp(0, kw as isize) as usize..(g.w as isize - left).clamp(0, kw as isize) as usize
+    };
+    // SAFETY: pixels and lines are clipped to those that exist.
+    unsafe {
+        for ox in (0..inner_from).chain(inner_to..ow) {
+            strip::<S, 1, 8, 0>(l, &at, ox, clipped(ox));
         }
-        c += S::LANES;
+        let mut ox = inner_from;
+        while ox + 8 <= inner_to {
+            strip::<S, 8, 1, KW>(l, &at, ox, 0..kw);
+            ox += 8;
+        }
+        if ox + 4 <= inner_to {
+            strip::<S, 4, 2, KW>(l, &at, ox, 0..kw);
+            ox += 4;
+        }
+        while ox < inner_to {
+            strip::<S, 1, 8, KW>(l, &at, ox, 0..kw);
+            ox += 1;
+        }
     }
 }
 
@@ -146,54 +141,94 @@ struct Place {
     image: usize,
     /// Input line of the kernel's first line.
     top: isize,
-    c: usize,
-    lanes: usize,
+    /// Taps whose line exists.
+    ky: Range<usize>,
 }
 
-/// N neighbouring output pixels from `ox` on, over the taps given. With FULL all lanes are valid and the
-/// kernel is KH×KW.
+/// N output pixels from `ox` on, all channels, CB vectors of them at a time; `kx` are the taps whose
+/// column exists for all of them. KW, unless 0, is the kernel's width and means that all do.
 #[inline(always)]
-unsafe fn pixels<S: Simd, const N: usize, const FULL: bool, const KH: usize, const KW: usize>(
+unsafe fn strip<S: Simd, const N: usize, const CB: usize, const KW: usize>(
     l: &Line,
     at: &Place,
     ox: usize,
-    ky: std::ops::Range<usize>,
-    kx: std::ops::Range<usize>,
+    kx: Range<usize>,
+) {
+    let channels = l.g.cin;
+    let mut c = 0;
+    // SAFETY: c + lanes ≤ channels; the rest is passed on.
+    unsafe {
+        while c + CB * S::LANES <= channels {
+            pixels::<S, N, CB, true, KW>(l, at, ox, kx.clone(), c, S::LANES);
+            c += CB * S::LANES;
+        }
+        while CB > 1 && c + S::LANES <= channels {
+            pixels::<S, N, 1, true, KW>(l, at, ox, kx.clone(), c, S::LANES);
+            c += S::LANES;
+        }
+        if c < channels {
+            pixels::<S, N, 1, false, 0>(l, at, ox, kx, c, channels - c);
+        }
+    }
+}
+
+/// N neighbouring output pixels × CB vectors of channels from c on. With FULL all lanes are valid.
+#[inline(always)]
+unsafe fn pixels<S: Simd, const N: usize, const CB: usize, const FULL: bool, const KW: usize>(
+    l: &Line,
+    at: &Place,
+    ox: usize,
+    kx: Range<usize>,
+    c: usize,
+    lanes: usize,
 ) {
     let g = l.g;
     // SAFETY: the taps' pixels exist, and lanes are limited to channels that exist.
     unsafe {
-        let load = |p: *const f32| if FULL { S::load(p) } else { S::load_first(p, at.lanes) };
-        let start = if l.bias.is_null() { S::splat(0.0) } else { load(l.bias.add(at.c)) };
-        let mut acc = [start; N];
-        let step = g.stride * g.cin;
-        let (ky, kx, kw) = if FULL { (0..KH, 0..KW, KW) } else { (ky, kx, g.kw) };
-        let left = (ox * g.stride) as isize - g.pad.left as isize;
-        for y in ky {
-            let line = (at.image * g.h) as isize + at.top + y as isize;
-            let row = l.x.as_ptr().offset((line * g.w as isize + left) * g.cin as isize + at.c as isize);
-            for x in kx.clone() {
-                let w = load(l.w.as_ptr().add((y * kw + x) * g.cin + at.c));
-                let p = row.wrapping_add(x * g.cin);
-                for (i, sum) in acc.iter_mut().enumerate() {
-                    *sum = S::fma(load(p.add(i * step)), w, *sum);
+        let load = |p: *const f32| if FULL { S::load(p) } else { S::load_first(p, lanes) };
+        let mut acc = [[S::splat(0.0); CB]; N];
+        if !l.bias.is_null() {
+            for j in 0..CB {
+                let bias = load(l.bias.add(c + j * S::LANES));
+                for sums in &mut acc {
+                    sums[j] = bias;
                 }
             }
         }
-        for (i, &sum) in acc.iter().enumerate() {
-            let offset = (ox + i) * g.cout + at.c;
-            let mut v = sum;
-            if l.accumulate {
-                v = S::add(v, load(l.y.add(offset)));
+        let step = g.stride * g.cin;
+        let (kx, kw) = if KW > 0 { (0..KW, KW) } else { (kx, g.kw) };
+        let left = (ox * g.stride) as isize - g.pad.left as isize;
+        for y in at.ky.clone() {
+            let line = (at.image * g.h) as isize + at.top + y as isize;
+            let row =
+                l.x.as_ptr().wrapping_offset((line * g.w as isize + left) * g.cin as isize + c as isize);
+            let weights = l.w.as_ptr().add(y * kw * g.cin + c);
+            for x in kx.clone() {
+                let p = row.wrapping_add(x * g.cin);
+                for j in 0..CB {
+                    let w = load(weights.add(x * g.cin + j * S::LANES));
+                    for (i, sums) in acc.iter_mut().enumerate() {
+                        sums[j] = S::fma(load(p.wrapping_add(i * step + j * S::LANES)), w, sums[j]);
+                    }
+                }
             }
-            if !l.residual.is_null() {
-                v = S::add(v, load(l.residual.add(offset)));
-            }
-            let v = act_vector::<S>(l.act, v);
-            if FULL {
-                S::store(l.y.add(offset), v);
-            } else {
-                S::store_first(l.y.add(offset), v, at.lanes);
+        }
+        for (i, sums) in acc.iter().enumerate() {
+            for (j, &sum) in sums.iter().enumerate() {
+                let offset = (ox + i) * g.cout + c + j * S::LANES;
+                let mut v = sum;
+                if l.accumulate {
+                    v = S::add(v, load(l.y.add(offset)));
+                }
+                if !l.residual.is_null() {
+                    v = S::add(v, load(l.residual.add(offset)));
+                }
+                let v = act_vector::<S>(l.act, v);
+                if FULL {
+                    S::store(l.y.add(offset), v);
+                } else {
+                    S::store_first(l.y.add(offset), v, lanes);
+                }
             }
         }
     }

@@ -3,34 +3,17 @@
 //! ```text
 //! pub fn gemm(pool, m, n, k, a: Mat, b: MatB, c: &mut [f32], c_stride, &Epilogue, scratch: &mut [f32])
 //! pub fn gemm_batched(pool, m, n, k, batch: &Batch, a: Mat, b: Mat, c: &mut [f32], c_stride, &Epilogue, scratch)
-//! pub fn gemm_scratch(pool, m, n, k, packed_b: bool) -> usize     floats, for both
+//! gemm_scratch(pool, n, k, packed_b), gemm_batched_scratch(pool, n, k)      floats
 //! PackedB::new(isa, k, n, Mat)                                    weights, once
 //! ```
-//!
-//! Blocking: a task owns a block of rows × a range of B's panels. For every block of k it gathers its
-//! part of A into its lane's scratch (second-level cache), then runs each panel of B past it.
-//! The order of additions depends on k alone, never on threads or timing: results are reproducible to
-//! the bit for one instruction set.
-
-use std::ops::Range;
 
 use super::buffer::{AlignedBuf, Shared, aligned};
-use super::epilogue::{Epilogue, act_in_place};
-use super::kernel::{Layout, MAX_ROWS, Tile, kernel, tile_rows};
+use super::epilogue::Epilogue;
+use super::kernel::Layout;
 use super::pack::{Panels, Source};
+use super::product::{Blocks, LANE_SCRATCH, Product, Rows, TASKS_PER_THREAD, lane_scratch, run_products};
 use super::simd::Isa;
 use super::threads::Pool;
-
-/// Longest block of k. A panel of A (14 rows) is then 14 KB, a panel of B 32 KB.
-pub(super) const K_BLOCK: usize = 256;
-/// Distance of rows in a gathered block: an odd number of cache lines, so rows don't share sets.
-const A_STRIDE: usize = K_BLOCK + 16;
-/// Tiles of one block of rows: 8·14 rows · 1 KB = 120 KB of the second-level cache.
-pub(super) const TILES_PER_BLOCK: usize = 8;
-/// Floats of scratch of one lane.
-pub(super) const LANE_SCRATCH: usize = TILES_PER_BLOCK * MAX_ROWS * A_STRIDE;
-/// Tasks wanted per thread: the last one to finish keeps the others waiting for a fraction of 1/4.
-const TASKS_PER_THREAD: usize = 4;
 
 /// A matrix in memory: element (i, j) at `i·stride + j`, or at `j·stride + i` if `transposed`.
 #[derive(Debug, Clone, Copy)]
@@ -88,219 +71,6 @@ impl PackedB {
     }
 }
 
-/// Where the rows of C lie: row m is pixel (image, line, x); a plain matrix is one long line.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Rows {
-    pub per_line: usize,
-    pub lines: usize,
-    pub first: usize,
-    pub pixel: usize,
-    pub line: usize,
-    pub image: usize,
-}
-
-impl Rows {
-    pub fn linear(stride: usize) -> Self {
-        Self { per_line: usize::MAX, lines: 1, first: 0, pixel: stride, line: 0, image: 0 }
-    }
-
-    fn offsets(&self, row: usize, count: usize) -> [usize; MAX_ROWS] {
-        let mut offsets = [0; MAX_ROWS];
-        let (line, mut x) = (row / self.per_line, row % self.per_line);
-        let (mut image, mut y) = (line / self.lines, line % self.lines);
-        for offset in &mut offsets[..count] {
-            *offset = self.first + image * self.image + y * self.line + x * self.pixel;
-            x += 1;
-            if x == self.per_line {
-                x = 0;
-                y += 1;
-                if y == self.lines {
-                    y = 0;
-                    image += 1;
-                }
-            }
-        }
-        offsets
-    }
-}
-
-/// A multiplication ready to be cut into blocks.
-///
-/// # Safety of its use
-/// `b` points to panels as `panels` says; `c` is writable at every row offset + 0..n, and whoever runs a
-/// block has exclusive use of that block of C; `bias` and `residual` are null or valid likewise.
-#[derive(Clone, Copy)]
-pub(super) struct Product<'a> {
-    pub isa: Isa,
-    pub m: usize,
-    pub a: Source<'a>,
-    /// Rows: the source's rows are A's rows. Cols: the source's rows are A's columns.
-    pub layout: Layout,
-    pub panels: Panels,
-    pub b: *const f32,
-    /// Which row of B `b`'s panels begin with.
-    pub b_first: usize,
-    pub c: *mut f32,
-    pub rows: Rows,
-    pub bias: *const f32,
-    pub residual: *const f32,
-    pub accumulate: bool,
-    pub act: super::epilogue::Act,
-}
-
-/// How a product is cut.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Blocks {
-    /// Rows of a tile.
-    pub tile: usize,
-    /// Rows of a task.
-    pub rows: usize,
-    /// Panels of a task.
-    pub panels: usize,
-    /// Tasks along m and n.
-    pub m_tasks: usize,
-    pub n_tasks: usize,
-}
-
-impl Blocks {
-    /// Cuts m rows × `panels` so that about `wanted` tasks come out if the work is worth it.
-    pub fn new(isa: Isa, m: usize, panels: &Panels, wanted: usize) -> Self {
-        // Tiles of equal height rather than full ones and a rest: 64 rows are 5 tiles of 13, not 4 of 14
-        // and one of 8.
-        let tiles = m.div_ceil(tile_rows(isa)).max(1);
-        let tile = m.div_ceil(tiles).max(1);
-        let count = panels.count().max(1);
-        // Below some 100 000 multiplications (about 1 µs) a task costs more than it brings.
-        let worth = (m * panels.n * panels.k.max(1) / 100_000).clamp(1, wanted.max(1));
-        let mut per_block = TILES_PER_BLOCK.min(tiles);
-        while per_block > 4 && tiles.div_ceil(per_block) < worth {
-            per_block -= 1;
-        }
-        let m_tasks = tiles.div_ceil(per_block);
-        // Again of equal height.
-        let per_block = tiles.div_ceil(m_tasks);
-        let m_tasks = tiles.div_ceil(per_block);
-        let n_tasks = worth.div_ceil(m_tasks).min(count);
-        let per_task = count.div_ceil(n_tasks);
-        Self { tile, rows: per_block * tile, panels: per_task, m_tasks, n_tasks: count.div_ceil(per_task) }
-    }
-
-    pub fn tasks(&self) -> usize {
-        self.m_tasks * self.n_tasks
-    }
-}
-
-impl Product<'_> {
-    /// Runs one task over the range `ks` of k.
-    ///
-    /// # Safety
-    /// See [`Product`]; `scratch` is exclusively this call's, [`LANE_SCRATCH`] floats.
-    pub unsafe fn run(&self, blocks: &Blocks, task: usize, ks: Range<usize>, scratch: *mut f32) {
-        // Neighbouring tasks share their rows' part of A in the third-level cache.
-        let (mt, nt) = (task / blocks.n_tasks, task % blocks.n_tasks);
-        let rows = mt * blocks.rows..((mt + 1) * blocks.rows).min(self.m);
-        let panels = nt * blocks.panels..((nt + 1) * blocks.panels).min(self.panels.count());
-        let steps = ks.len().div_ceil(K_BLOCK).max(1);
-        let step = ks.len().div_ceil(steps);
-        for i in 0..steps {
-            let k0 = ks.start + i * step;
-            let k1 = (k0 + step).min(ks.end);
-            let (first, last) = (i == 0, i + 1 == steps);
-            // SAFETY: passed on.
-            unsafe {
-                let (a, stride) = self.gather(rows.clone(), k0..k1, scratch);
-                for panel in panels.clone() {
-                    self.run_panel(blocks, rows.clone(), panel, k0..k1, a, stride, first, last);
-                }
-            }
-        }
-        if self.act.needs_pass() {
-            let (first, _, _) = self.panels.columns(panels.start);
-            let (start, valid, _) = self.panels.columns(panels.end - 1);
-            let columns = start + valid - first;
-            for row in rows {
-                let offset = self.rows.offsets(row, 1)[0] + first;
-                // SAFETY: this part of C is this task's own.
-                let y = unsafe { std::slice::from_raw_parts_mut(self.c.add(offset), columns) };
-                act_in_place(self.isa, self.act, y);
-            }
-        }
-    }
-
-    /// The block's first element and stride: in place where it lies well, else gathered.
-    unsafe fn gather(&self, rows: Range<usize>, ks: Range<usize>, scratch: *mut f32) -> (*const f32, usize) {
-        // SAFETY: a block has at most TILES_PER_BLOCK tiles and K_BLOCK columns, so it fits the scratch.
-        unsafe {
-            match (self.layout, self.a) {
-                (Layout::Cols, Source::Matrix { data, stride }) => {
-                    (data.as_ptr().add(ks.start * stride + rows.start), stride)
-                }
-                (Layout::Cols, _) => {
-                    let stride = rows.len();
-                    self.a.gather(self.isa, ks, rows, scratch, stride);
-                    (scratch, stride)
-                }
-                (Layout::Rows, _) => {
-                    self.a.gather(self.isa, rows, ks, scratch, A_STRIDE);
-                    (scratch, A_STRIDE)
-                }
-            }
-        }
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    unsafe fn run_panel(
-        &self,
-        blocks: &Blocks,
-        rows: Range<usize>,
-        panel: usize,
-        ks: Range<usize>,
-        a: *const f32,
-        a_stride: usize,
-        first: bool,
-        last: bool,
-    ) {
-        let (column, valid, width) = self.panels.columns(panel);
-        let vectors = width / self.isa.lanes();
-        // SAFETY: panel and k range are in bounds of the packed B.
-        let b = unsafe { self.b.add(self.panels.offset(panel) + (ks.start - self.b_first) * width) };
-        let optional =
-            |p: *const f32| if last && !p.is_null() { p.wrapping_add(column) } else { std::ptr::null() };
-        let mut tile = Tile {
-            k: ks.len(),
-            a,
-            a_stride,
-            b,
-            // SAFETY: column < n, and rows of C are n long.
-            c: unsafe { self.c.add(column) },
-            rows: [0; MAX_ROWS],
-            cols: valid,
-            load_c: self.accumulate || !first,
-            bias: optional(self.bias),
-            residual: optional(self.residual),
-            act: if last { self.act.in_register() } else { super::epilogue::Act::None },
-        };
-        let full = kernel(self.isa, self.layout, blocks.tile, vectors);
-        let mut row = rows.start;
-        while row < rows.end {
-            let height = blocks.tile.min(rows.end - row);
-            let run =
-                if height == blocks.tile { full } else { kernel(self.isa, self.layout, height, vectors) };
-            let done = row - rows.start;
-            // SAFETY: the block of A has these rows; see also `Product`.
-            unsafe {
-                tile.a = match self.layout {
-                    Layout::Rows => a.add(done * a_stride),
-                    Layout::Cols => a.add(done),
-                };
-                tile.rows = self.rows.offsets(row, height);
-                run(&tile);
-            }
-            row += height;
-        }
-    }
-}
-
 /// Floats of scratch that [`gemm`] and [`gemm_batched`] need.
 pub fn gemm_scratch(pool: &Pool, n: usize, k: usize, packed_b: bool) -> usize {
     lane_scratch(pool) + if packed_b { 0 } else { Panels::new(pool.isa(), k, n).len() + 16 }
@@ -309,10 +79,6 @@ pub fn gemm_scratch(pool: &Pool, n: usize, k: usize, packed_b: bool) -> usize {
 /// Floats of scratch of [`gemm_batched`]: every lane packs a B of its own.
 pub fn gemm_batched_scratch(pool: &Pool, n: usize, k: usize) -> usize {
     pool.threads() * (LANE_SCRATCH + Panels::new(pool.isa(), k, n).len().next_multiple_of(16)) + 16
-}
-
-pub(super) fn lane_scratch(pool: &Pool) -> usize {
-    pool.threads() * LANE_SCRATCH + 16
 }
 
 /// Packs a B into `dst` (of `panels.len()` floats), the panels spread over the pool.
@@ -379,36 +145,6 @@ pub fn gemm(
     };
     // SAFETY: operands checked above; C, bias and residual are borrowed for this call.
     unsafe { run_products(pool, &[product], Shared::new(lanes)) };
-}
-
-/// Runs products (of equal cost, on disjoint C) over the pool.
-///
-/// # Safety
-/// See [`Product`]; `lanes` has [`LANE_SCRATCH`] floats for every lane.
-pub(super) unsafe fn run_products(pool: &Pool, products: &[Product], lanes: Shared<f32>) {
-    struct Ready<'a>(&'a [Product<'a>]);
-    // SAFETY: the pointers in a product are used by tasks on disjoint blocks of C, see `Product`.
-    unsafe impl Sync for Ready<'_> {}
-    impl<'a> Ready<'a> {
-        fn get(&self, i: usize) -> &'a Product<'a> {
-            &self.0[i]
-        }
-    }
-    let Some(first) = products.first() else { return };
-    let wanted = if pool.threads() == 1 { 1 } else { pool.threads() * TASKS_PER_THREAD };
-    let wanted = wanted.div_ceil(products.len());
-    // All products have the same m or nearly so: cut by the largest.
-    let m = products.iter().map(|p| p.m).max().unwrap_or(0);
-    let blocks = Blocks::new(first.isa, m, &first.panels, wanted);
-    let ready = Ready(products);
-    pool.run_lanes(products.len() * blocks.tasks(), &|task, lane| {
-        let product = ready.get(task / blocks.tasks());
-        let task = task % blocks.tasks();
-        if task / blocks.n_tasks * blocks.rows < product.m {
-            // SAFETY: disjoint blocks of C; the lane's scratch is this thread's alone.
-            unsafe { product.run(&blocks, task, 0..product.panels.k, lanes.ptr().add(lane * LANE_SCRATCH)) };
-        }
-    });
 }
 
 /// Strides of a two-level batch, e.g. (image, head), in floats.
@@ -501,7 +237,9 @@ pub fn gemm_batched(
 #[cfg(test)]
 mod tests {
     use super::super::epilogue::Act;
+    use super::super::kernel::tile_rows;
     use super::super::naive::{Exact, Rng, poisoned};
+    use super::super::product::{K_BLOCK, TILES_PER_BLOCK};
     use super::*;
 
     fn exact(m: usize, n: usize, k: usize, a: &Mat, b: &Mat) -> Exact {

@@ -51,14 +51,14 @@ pub(super) const fn tile_vectors(isa: Isa) -> usize {
 }
 
 /// One call of the micro-kernel.
-pub(super) struct Tile {
+pub(super) struct Tile<'a> {
     pub k: usize,
     pub a: *const f32,
     pub a_stride: usize,
     pub b: *const f32,
     pub c: *mut f32,
     /// Offset of each row from `c` (and from `residual`).
-    pub rows: [usize; MAX_ROWS],
+    pub rows: &'a [usize; MAX_ROWS],
     /// Valid columns, 1..=NV·LANES.
     pub cols: usize,
     /// Add to what C holds.

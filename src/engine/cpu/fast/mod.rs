@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `threads` | the pool |
 //! | `simd`, `kernel` | vector vocabulary of each instruction set; the register tile |
-//! | `pack`, `gemm` | operands in the kernel's order; cache blocking, products, batches of products |
+//! | `pack`, `product`, `gemm` | operands in the kernel's order; cache blocking; products and batches of them |
 //! | `geometry`, `conv`, `depthwise` | convolution |
 //! | `conv_grad`, `depthwise_grad` | its gradients, and the transposed convolution |
 //! | `epilogue` | bias, residual, activation on the way out |
@@ -37,6 +37,7 @@ pub mod norm;
 mod pack;
 mod peak;
 pub mod pointwise;
+mod product;
 mod simd;
 pub mod spatial;
 pub mod split;
