@@ -1,6 +1,6 @@
 //! `inspectd import`: PyTorch or safetensors weights to our own file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{Exit, Failure, OrExit};
 use crate::nets::{self, Arch, NetError};
@@ -21,8 +21,9 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<(), Failure> {
     let arch = parse_arch(&args.arch)?;
-    let params = nets::load_weights(&args.from, arch).map_err(|error| weights_failure(error, arch))?;
-    nets::save_weights(&args.out, arch, &params).map_err(|error| weights_failure(error, arch))?;
+    let params =
+        nets::load_weights(&args.from, arch).map_err(|error| weights_failure(error, arch, &args.from))?;
+    nets::save_weights(&args.out, arch, &params).map_err(|error| weights_failure(error, arch, &args.out))?;
     let written = format!(
         "{}: {} parameters of {arch} in {} tensors, sha256 {}\n",
         args.out.display(),
@@ -39,7 +40,7 @@ pub fn parse_arch(name: &str) -> Result<Arch, Failure> {
 }
 
 /// An exit code and what to type for weights that cannot be read or written.
-pub fn weights_failure(error: NetError, arch: Arch) -> Failure {
+pub fn weights_failure(error: NetError, arch: Arch, path: &Path) -> Failure {
     let exit = match &error {
         NetError::File(WeightsError::Missing { .. }) => Exit::NoInput,
         NetError::File(WeightsError::Read { .. }) => Exit::Io,
@@ -58,6 +59,11 @@ pub fn weights_failure(error: NetError, arch: Arch) -> Failure {
         }
         NetError::OtherArch { found, .. } => Some(format!("--arch {found}")),
         _ => None,
+    };
+    let error = match error {
+        // These name their file themselves.
+        NetError::File(error) => anyhow::Error::new(error),
+        error => anyhow::Error::new(error).context(format!("{} cannot be used", path.display())),
     };
     let failure = Failure::new(exit, error);
     match hint {
