@@ -295,7 +295,7 @@ mod tests {
     fn a_picture_gives_one_json_line_with_the_five_fields_in_order() {
         let folder = folder_of(&["a.png"]);
         let path = folder.path().join("a.png");
-        let outcome = judged(&[path.clone()], None, None);
+        let outcome = judged(std::slice::from_ref(&path), None, None);
         outcome.result.unwrap();
         let want = format!(
             "{{\"path\":\"{}\",\"score\":2.5,\"verdict\":\"bad\",\"threshold\":2.0,\"ms\":1.235}}\n",

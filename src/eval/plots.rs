@@ -7,10 +7,10 @@ use super::metrics::Roc;
 use crate::model::Thresholds;
 
 const WIDTH: f64 = 560.0;
-const HEIGHT: f64 = 260.0;
+const HEIGHT: f64 = 274.0;
 const LEFT: f64 = 46.0;
 const BOTTOM: f64 = 34.0;
-const TOP: f64 = 22.0;
+const TOP: f64 = 36.0;
 const BINS: usize = 44;
 
 /// Finite scores of both classes as shares per bin, with both thresholds.
@@ -49,17 +49,18 @@ pub fn histogram(good: &[f32], defective: &[f32], thresholds: Thresholds) -> Str
             );
         }
     }
-    for (name, mark, anchor) in [("unsure", marks[0], "end"), ("bad", marks[1], "start")] {
+    // Each label on a line of its own, towards the middle, so that none leaves the drawing.
+    for (name, mark, y) in [("unsure", marks[0], 12.0), ("bad", marks[1], 26.0)] {
         if mark.is_finite() {
-            let x = LEFT + w * place(f64::from(mark));
-            let shift = if anchor == "end" { -4.0 } else { 4.0 };
+            let share = place(f64::from(mark));
+            let x = LEFT + w * share;
+            let (shift, anchor) = if share > 0.5 { (-4.0, "end") } else { (4.0, "start") };
             let _ = write!(
                 svg,
-                r#"<line class="mark" x1="{x:.1}" y1="{:.1}" x2="{x:.1}" y2="{:.1}"/><text x="{:.1}" y="{:.1}" text-anchor="{anchor}">{name} ≥ {mark:.4}</text>"#,
-                TOP - 8.0,
+                r#"<line class="mark" x1="{x:.1}" y1="{:.1}" x2="{x:.1}" y2="{:.1}"/><text x="{:.1}" y="{y}" text-anchor="{anchor}">{name} ≥ {mark:.4}</text>"#,
+                y - 10.0,
                 TOP + h,
                 x + shift,
-                TOP - 10.0
             );
         }
     }
