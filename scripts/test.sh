@@ -56,7 +56,7 @@ say "Lints"
 cargo clippy --quiet --all-targets -- -D warnings
 
 say "Documentation"
-RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --lib --document-private-items
+RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --quiet --no-deps --lib --document-private-items
 
 say "Tests"
 log=$(mktemp)

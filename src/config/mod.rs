@@ -1,4 +1,4 @@
-//! The configuration: `RawConfig` (as typed) → [`Config`] (as meant) → [`diff`] → [`Plan`].
+//! The configuration: `RawConfig` (as typed) → [`Config`] (as meant) → [`diff()`] → [`Plan`].
 //!
 //! | constraint | value |
 //! |---|---|

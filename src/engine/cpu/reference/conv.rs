@@ -56,7 +56,7 @@ fn for_each_product(conv: &Conv, x: Shape, w: Shape, y: Shape, mut f: impl FnMut
     }
 }
 
-/// y[n,oh,ow,o] = Σ x[n, oh·s+r−pad, ow·s+q−pad, i]·w[r,q,i,o], then the tail.
+/// `y[n,oh,ow,o] = Σ x[n, oh·s+r−pad, ow·s+q−pad, i]·w[r,q,i,o]`, then the tail.
 pub fn conv2d(
     conv: &Conv,
     (xs, x): (Shape, &[f32]),

@@ -30,7 +30,7 @@ fn class(target: f32, channels: usize) -> usize {
     (target.max(0.0) as usize).min(channels - 1)
 }
 
-/// Mean over positions of −log softmax(x)[target].
+/// Mean over positions of `−log softmax(x)[target]`.
 pub fn cross_entropy(channels: usize, x: &[f32], target: &[f32]) -> f32 {
     let mut sum = 0.0f64;
     for (x, t) in x.chunks_exact(channels).zip(target) {
