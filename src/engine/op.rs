@@ -566,7 +566,7 @@ fn check_conv(conv: &Conv, x_channels: usize, ci: usize, co: usize) -> Result<()
     if conv.stride == 0 || conv.groups == 0 {
         return Err("stride and groups start at 1".into());
     }
-    if ci * conv.groups != x_channels || co % conv.groups != 0 {
+    if ci * conv.groups != x_channels || !co.is_multiple_of(conv.groups) {
         return Err(format!(
             "{x_channels} input channels in {} groups do not fit a weight of {ci} → {co}",
             conv.groups

@@ -66,8 +66,8 @@ impl Shape {
     /// The shape of `self op other` where an axis of size 1 stretches, or None.
     pub fn broadcast(self, other: Shape) -> Option<Shape> {
         let mut out = [0; 4];
-        for axis in 0..4 {
-            out[axis] = match (self.0[axis], other.0[axis]) {
+        for (out, pair) in out.iter_mut().zip(self.0.into_iter().zip(other.0)) {
+            *out = match pair {
                 (a, b) if a == b => a,
                 (1, b) => b,
                 (a, 1) => a,

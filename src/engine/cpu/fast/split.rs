@@ -45,13 +45,11 @@ pub fn chunks(pool: &Pool, y: &mut [f32], len: usize, f: &(dyn Fn(usize, &mut [f
     });
 }
 
+/// A task on chunk i of two buffers.
+type PairTask<'a> = dyn Fn(usize, &mut [f32], &mut [f32]) + Sync + 'a;
+
 /// As `chunks` for two buffers cut alike: chunk i of both goes to the same call.
-pub fn chunks2(
-    pool: &Pool,
-    (a, a_len): (&mut [f32], usize),
-    (b, b_len): (&mut [f32], usize),
-    f: &(dyn Fn(usize, &mut [f32], &mut [f32]) + Sync),
-) {
+pub fn chunks2(pool: &Pool, (a, a_len): (&mut [f32], usize), (b, b_len): (&mut [f32], usize), f: &PairTask) {
     let (a_total, b_total) = (a.len(), b.len());
     let tasks = a_total.div_ceil(a_len.max(1)).min(b_total.div_ceil(b_len.max(1)));
     let (a, b) = (Shared::new(a), Shared::new(b));
