@@ -15,7 +15,7 @@ use std::str::FromStr;
 use crate::engine::{Act, Conv, Graph, GraphError, GraphResult, Shape, Value};
 
 pub use import::{WEIGHTS_FORMAT, import_weights, load_weights, save_weights};
-pub use random::random_weights;
+pub use random::{formula_stream, random_weights};
 
 /// A backbone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

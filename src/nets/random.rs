@@ -19,9 +19,15 @@ pub fn random_weights(arch: Arch, seed: u64) -> ParamStore {
     store
 }
 
-fn parameter(arch: Arch, name: &str, shape: Shape, seed: u64) -> Vec<f32> {
+/// Numbers in [−1, 1) by index, told apart by name and seed: what the weights above are made of.
+pub fn formula_stream(name: &str, seed: u64) -> impl Fn(usize) -> f64 {
     let key = fnv1a(name) ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let uniform = move |i: usize| unit(key, i as u64);
+    move |i| unit(key, i as u64)
+}
+
+fn parameter(arch: Arch, name: &str, shape: Shape, seed: u64) -> Vec<f32> {
+    let uniform = formula_stream(name, seed);
+    let uniform = &uniform;
     let spread = |centre: f64, half: f64| move |i: usize| (centre + half * uniform(i)) as f32;
     let [kh, kw, cin, _] = shape.0;
     let count = 0..shape.len();
