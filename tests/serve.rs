@@ -301,7 +301,7 @@ fn check_and_serve_refuse_the_same_configurations_with_78() {
 #[test]
 fn check_prints_json_for_machines() {
     let site = Site::new();
-    let mut check = |text: &str| {
+    let check = |text: &str| {
         site.configure(text);
         let output = site.command("check").arg("--json").output().unwrap();
         (output.status.code(), serde_json::from_slice::<Value>(&output.stdout).unwrap())
