@@ -104,8 +104,7 @@ impl Daemon {
     }
 
     fn end(mut self) -> Option<i32> {
-        let code = wait("the end", || self.child.try_wait().unwrap()).code();
-        code
+        wait("the end", || self.child.try_wait().unwrap()).code()
     }
 }
 

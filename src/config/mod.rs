@@ -68,16 +68,16 @@ pub struct Complaint {
     pub help: Option<String>,
 }
 
+/// Another room's look at a line.
+pub type Examine<'a> = dyn Fn(&LineConfig) -> Vec<Complaint> + 'a;
+
 /// Reads, understands and checks a configuration file, with the files that it names.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
     load_with(path, &|_| Vec::new())
 }
 
 /// As [`load`], and lets `examine` look at each line once the file has no other mistakes.
-pub fn load_with(
-    path: &Path,
-    examine: &dyn Fn(&LineConfig) -> Vec<Complaint>,
-) -> Result<Config, ConfigError> {
+pub fn load_with(path: &Path, examine: &Examine<'_>) -> Result<Config, ConfigError> {
     let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
     let file = std::fs::File::open(path).map_err(unreadable)?;
     let size = file.metadata().map_err(unreadable)?.len();
@@ -97,7 +97,7 @@ fn understand(
     text: &str,
     file: &Path,
     base: &Path,
-    examine: Option<&dyn Fn(&LineConfig) -> Vec<Complaint>>,
+    examine: Option<&Examine<'_>>,
 ) -> Result<Config, Mistakes> {
     let mut out = diagnostic::Diagnostics::new(file, text);
     let raw = raw::read(text, &mut out);
