@@ -176,7 +176,8 @@ def main():
     print(f"\n  heatmaps   {args.dir / 'heatmaps'}\n  config     {config}\n  log        {log}")
     if status != 0 or not tally:
         print(f"error: the daemon ended with {status} after {time.monotonic() - started:.0f} s", file=sys.stderr)
-        print(f"       type: tail {log}", file=sys.stderr)
+        for line in log.read_text(errors="replace").splitlines()[-8:]:
+            print(f"       {line}", file=sys.stderr)
         return 70
     print("  the daemon drained and ended cleanly")
     return 0

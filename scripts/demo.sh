@@ -37,7 +37,7 @@ done
 scripts/setup.sh
 
 say "Building inspectd (the first time takes some minutes)"
-cargo build --release --quiet
+cargo build --release
 inspectd=${CARGO_TARGET_DIR:-target}/release/inspectd
 
 weights=weights/efficientnet_lite0.safetensors
