@@ -5,9 +5,9 @@
 
 use std::collections::HashMap;
 
+use super::infer::infer;
 use super::op::{
-    Act, Adam, Attention, Binary, Conv, Distribution, Epilogue, Norm, Op, Pool, Reduce, Resize, Unary,
-    Window, infer,
+    Act, Adam, Attention, Binary, Conv, Distribution, Epilogue, Norm, Op, Pool, Reduce, Resize, Unary, Window,
 };
 use super::shape::{DType, Shape};
 

@@ -7,6 +7,7 @@
 mod autodiff;
 pub mod cpu;
 mod graph;
+mod infer;
 mod op;
 pub mod passes;
 pub mod philox;

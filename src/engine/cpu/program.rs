@@ -6,7 +6,8 @@
 use std::collections::HashMap;
 
 use super::fast::{AlignedBuf, Pool as Threads};
-use super::step;
+use super::memory::{Loc, Memory};
+use super::step::{self, Step};
 use crate::engine::graph::{Graph, GraphError, Node, Value};
 use crate::engine::op::Op;
 use crate::engine::passes;
@@ -52,81 +53,12 @@ impl Options {
     pub const REFERENCE: Options = Options { reference: true, passes: false };
 }
 
-/// A stretch of one of the two blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Loc {
-    pub persistent: bool,
-    pub offset: usize,
-    pub len: usize,
-}
-
-/// One operation with everything that running it needs.
-#[derive(Debug)]
-pub(super) struct Step {
-    pub op: Op,
-    pub inputs: Vec<Loc>,
-    pub shapes: Vec<Shape>,
-    pub out: Loc,
-    pub shape: Shape,
-    pub scratch: Loc,
-    /// The weight in the order the kernel reads, for convolutions whose weight never changes.
-    pub packed: Option<step::Packed>,
-    pub name: String,
-}
-
 #[derive(Clone, Debug)]
 struct Binding {
     name: String,
     loc: Loc,
     shape: Shape,
     dtype: DType,
-}
-
-/// The two blocks of memory. Steps see disjoint parts of them, by the plan.
-#[derive(Debug)]
-pub(super) struct Memory {
-    arena: AlignedBuf,
-    persistent: AlignedBuf,
-}
-
-impl Memory {
-    fn base(&self, loc: Loc) -> *const f32 {
-        let block = if loc.persistent { &self.persistent } else { &self.arena };
-        assert!(loc.offset + loc.len <= block.len(), "the plan lies inside the memory");
-        // SAFETY: just checked to lie inside the block (one past the end for an empty part).
-        unsafe { block.as_ptr().add(loc.offset) }
-    }
-
-    /// # Safety
-    /// No part that overlaps `loc` may be borrowed mutably while the result lives.
-    pub unsafe fn read<'a>(&self, loc: Loc) -> &'a [f32] {
-        // SAFETY: inside one allocation (base), initialised with zeros, unaliased by the caller's word.
-        unsafe { std::slice::from_raw_parts(self.base(loc), loc.len) }
-    }
-
-    /// # Safety
-    /// As for `read`.
-    pub unsafe fn read_indices<'a>(&self, loc: Loc) -> &'a [u32] {
-        // SAFETY: u32 has the size and alignment of f32 and every bit pattern is a number.
-        unsafe { std::slice::from_raw_parts(self.base(loc).cast(), loc.len) }
-    }
-
-    /// # Safety
-    /// No part that overlaps `loc` may be borrowed at all while the result lives.
-    #[allow(clippy::mut_from_ref)]
-    pub unsafe fn write<'a>(&self, loc: Loc) -> &'a mut [f32] {
-        // SAFETY: inside one allocation owned by self; exclusive by the caller's word. The blocks are
-        // reached only through `Program`, whose methods take &mut self to write.
-        unsafe { std::slice::from_raw_parts_mut(self.base(loc).cast_mut(), loc.len) }
-    }
-
-    /// # Safety
-    /// As for `write`.
-    #[allow(clippy::mut_from_ref)]
-    pub unsafe fn write_indices<'a>(&self, loc: Loc) -> &'a mut [u32] {
-        // SAFETY: as for `write` and `read_indices`.
-        unsafe { std::slice::from_raw_parts_mut(self.base(loc).cast_mut().cast(), loc.len) }
-    }
 }
 
 /// A compiled graph. Owns its memory; shares its threads.
@@ -233,20 +165,13 @@ impl Program {
     /// their contents.
     #[cfg(test)]
     pub(crate) fn poison(&mut self) {
-        let kept: Vec<(Loc, Vec<f32>)> = self
-            .inputs
-            .iter()
-            .map(|b| (b.loc, self.memory.arena.as_slice()[b.loc.offset..][..b.loc.len].to_vec()))
-            .collect();
-        self.memory.arena.as_mut_slice().fill(f32::NAN);
-        for (loc, data) in kept {
-            self.memory.arena.as_mut_slice()[loc.offset..][..loc.len].copy_from_slice(&data);
-        }
+        let kept: Vec<Loc> = self.inputs.iter().map(|b| b.loc).collect();
+        self.memory.poison(&kept);
     }
 
     /// Bytes of intermediates and scratch, and bytes of parameters.
     pub fn memory_bytes(&self) -> (usize, usize) {
-        (self.memory.arena.len() * 4, self.memory.persistent.len() * 4)
+        self.memory.bytes()
     }
 
     /// The plan as text: one line a step with its shape and place.
@@ -390,7 +315,7 @@ impl<'a> Compiler<'a> {
         let mut persistent = AlignedBuf::zeroed(self.block.len());
         persistent.as_mut_slice().copy_from_slice(&self.block);
         Ok(Program {
-            memory: Memory { arena: AlignedBuf::zeroed(plan.len), persistent },
+            memory: Memory::new(AlignedBuf::zeroed(plan.len), persistent),
             steps,
             inputs: bound,
             outputs,

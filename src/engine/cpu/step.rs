@@ -6,10 +6,24 @@ use super::fast::{
     conv2d_backward_input_scratch, conv2d_backward_weight, conv2d_backward_weight_scratch, conv2d_scratch,
     gemm_batched, gemm_batched_scratch, norm, pointwise, spatial, split,
 };
-use super::program::{Memory, Step};
+use super::memory::{Loc, Memory};
 use super::reference::{self, conv::Tail};
 use crate::engine::op::{Act, Conv, Epilogue, Op};
 use crate::engine::shape::Shape;
+
+/// One operation with everything that running it needs.
+#[derive(Debug)]
+pub(super) struct Step {
+    pub op: Op,
+    pub inputs: Vec<Loc>,
+    pub shapes: Vec<Shape>,
+    pub out: Loc,
+    pub shape: Shape,
+    pub scratch: Loc,
+    /// The weight in the order the kernel reads, for convolutions whose weight never changes.
+    pub packed: Option<Packed>,
+    pub name: String,
+}
 
 /// The operands of a step.
 ///
