@@ -47,14 +47,11 @@ pub enum Command {
     Reload,
 }
 
-/// Starts a line's camera.
-pub type OpenCamera<P> = Box<dyn FnOnce(&LineConfig) -> Result<Camera<P>, Problem>>;
-
 /// One line to start.
 pub struct Part<P> {
     pub model_hash: String,
     pub judge: Recipe,
-    pub camera: OpenCamera<P>,
+    pub camera: Box<dyn FnOnce(&LineConfig) -> Result<Camera<P>, Problem>>,
 }
 
 /// Why the daemon did not start.
