@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Hold `inspectd forward` against PyTorch: same weights, same input, tap by tap.
 
-    scripts/compare_pytorch.py --arch efficientnet_lite0 --weights weights/efficientnet-lite0.pth
+    scripts/compare_pytorch.py --arch efficientnet_lite0 --weights weights/efficientnet_lite0.pth
     scripts/compare_pytorch.py --arch wide_resnet50_2 --weights wide_resnet50_2-95faca4d.pth
     scripts/compare_pytorch.py --arch wide_resnet50_2          (seeded random weights)
 

@@ -71,3 +71,53 @@ pub fn weights_failure(error: NetError, arch: Arch, path: &Path) -> Failure {
         None => failure,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn import(from: &Path, arch: &str, out: &Path) -> Result<(), Failure> {
+        run(Args { from: from.to_owned(), arch: arch.to_owned(), out: out.to_owned() })
+    }
+
+    #[test]
+    fn imported_weights_can_be_imported_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (first, second) = (folder.path().join("a"), folder.path().join("b"));
+        let arch = Arch::EfficientnetLite0;
+        nets::save_weights(&first, arch, &nets::random_weights(arch, 1)).unwrap();
+        import(&first, "efficientnet_lite0", &second).unwrap();
+        assert_eq!(std::fs::read(&first).unwrap(), std::fs::read(&second).unwrap());
+    }
+
+    #[test]
+    fn each_failure_has_its_exit_code_says_what_to_type_and_writes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/weights");
+        let lite = "efficientnet_lite0";
+        for (from, arch, exit, says) in [
+            (golden.join("zip.pth"), "resnet18", Exit::Usage, "known are efficientnet_lite0"),
+            (golden.join("none.pth"), lite, Exit::NoInput, "scripts/setup.sh"),
+            (golden.join("zip.pth"), lite, Exit::Data, "`_conv_stem.weight` is missing"),
+            (golden.join("zip.pth"), lite, Exit::Data, "try: --arch wide_resnet50_2"),
+            (
+                golden.join("zip_attack.pth"),
+                lite,
+                Exit::Data,
+                "would run `posix.system`; nothing was executed",
+            ),
+            (golden.join("../palette.png"), lite, Exit::Data, "no weights file"),
+        ] {
+            let failure = import(&from, arch, &out).unwrap_err();
+            assert_eq!(failure.exit(), exit, "{failure}");
+            assert!(failure.to_string().contains(says), "{failure}");
+            assert!(!out.exists(), "{failure}");
+        }
+        let weights = folder.path().join("w");
+        let arch = Arch::EfficientnetLite0;
+        nets::save_weights(&weights, arch, &nets::random_weights(arch, 1)).unwrap();
+        let failure = import(&weights, lite, &folder.path().join("no/folder/out")).unwrap_err();
+        assert_eq!(failure.exit(), Exit::CantCreate, "{failure}");
+    }
+}

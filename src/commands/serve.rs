@@ -1,8 +1,27 @@
 //! `inspectd serve`: the daemon.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::{Exit, Failure};
+use anyhow::Context;
+use crossbeam_channel::{Receiver, bounded};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::check::{refusal, source_complaints};
+use super::{Exit, Failure, OrExit};
+use crate::capture::{CaptureError, Frame};
+use crate::config::{self, Config, DaemonConfig, LogFormat};
+use crate::imaging::RgbImage;
+use crate::line::daemon::{Command, Part, StartError, start};
+use crate::line::{Judge, Problem, Recipe, camera};
+use crate::model::{Model, ModelError};
+use crate::outputs::http::Server;
+use crate::realnet::Inspector;
+use crate::telemetry::{Telemetry, logging};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -11,6 +30,140 @@ pub struct Args {
     pub config: PathBuf,
 }
 
-pub fn run(_args: Args) -> Result<(), Failure> {
-    Err(Failure::say(Exit::Unavailable, "`inspectd serve` is not built yet"))
+pub fn run(args: Args) -> Result<(), Failure> {
+    let examine = |line: &config::LineConfig| source_complaints(line);
+    let config = config::load_with(&args.config, &examine).map_err(|error| refusal(&args.config, error))?;
+    start_logging(&config.daemon);
+    // Before anything that takes time: a SIGTERM during the start must not be lost.
+    let commands = listen_for_signals().context("signals cannot be received").or_exit(Exit::Unavailable)?;
+    let listener = match config.daemon.http {
+        None => None,
+        Some(address) => Some(Server::bind(address).map_err(|error| taken(address, error))?),
+    };
+    let parts = load_models(&config)?;
+    let address_file = state_dir(&config.daemon).map(|folder| folder.join("http_address"));
+    let daemon = start(config, args.config, parts, Telemetry::new(), listener).map_err(not_started)?;
+    let written = match (address_file, daemon.address()) {
+        (Some(path), Some(address)) => write_address(&path, address).then_some(path),
+        _ => None,
+    };
+    let result = daemon.run(&commands).or_exit(Exit::Internal);
+    if let Some(path) = written {
+        // A stale address is harmless; the next start replaces it.
+        let _ = std::fs::remove_file(path);
+    }
+    result
+}
+
+fn start_logging(config: &DaemonConfig) {
+    let format = match config.log_format {
+        LogFormat::Auto => logging::detect(),
+        LogFormat::Text => logging::Format::Text,
+        LogFormat::Json => logging::Format::Json,
+        LogFormat::Journald => logging::Format::Journald,
+    };
+    logging::init(format, &config.log_level);
+}
+
+/// SIGTERM and SIGINT stop, SIGHUP reloads.
+fn listen_for_signals() -> std::io::Result<Receiver<Command>> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let (sender, commands) = bounded(16);
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        for signal in &mut signals {
+            let command = match signal {
+                SIGHUP => Command::Reload,
+                SIGINT => Command::Stop("SIGINT"),
+                _ => Command::Stop("SIGTERM"),
+            };
+            // Sixteen unanswered signals say all that can be said.
+            let _ = sender.try_send(command);
+        }
+    })?;
+    Ok(commands)
+}
+
+/// Reads each model once, however many lines share it.
+fn load_models(config: &Config) -> Result<Vec<Part<Frame>>, Failure> {
+    let threads = match config.daemon.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    };
+    let mut loaded: BTreeMap<&Path, (Arc<Model>, String)> = BTreeMap::new();
+    let mut parts = Vec::new();
+    for line in &config.lines {
+        if !loaded.contains_key(line.model.as_path()) {
+            let model = Model::load(&line.model).map_err(|error| no_model(line.name.as_str(), error))?;
+            let hash = model.hash();
+            loaded.insert(&line.model, (Arc::new(model), hash));
+        }
+        let Some((model, hash)) = loaded.get(line.model.as_path()) else { continue };
+        parts.push(Part {
+            model_hash: hash.clone(),
+            judge: recipe(Arc::clone(model), threads),
+            camera: Box::new(camera::start),
+        });
+    }
+    Ok(parts)
+}
+
+/// Compiles the model and judges one black picture, so that the first part finds everything in memory.
+fn recipe(model: Arc<Model>, threads: usize) -> Recipe {
+    Box::new(move || {
+        let mut inspector = Inspector::new(&model, threads)?;
+        let (width, height) = inspector.input_size();
+        inspector.judge(&RgbImage::new(width, height).view(), None)?;
+        Ok::<Box<dyn Judge>, Problem>(Box::new(inspector))
+    })
+}
+
+fn no_model(line: &str, error: ModelError) -> Failure {
+    let exit = if error.is_missing() { Exit::NoInput } else { Exit::Data };
+    Failure::new(exit, anyhow::Error::new(error).context(format!("line {line}: the model cannot be used")))
+        .hint("inspectd teach --images DIR --out FILE")
+}
+
+fn taken(address: SocketAddr, error: std::io::Error) -> Failure {
+    let error = anyhow::Error::new(error).context(format!("HTTP cannot be served on {address}"));
+    Failure::new(Exit::Unavailable, error)
+        .hint(format!("http = \"{}:0\" under [daemon] takes a free port", address.ip()))
+}
+
+fn not_started(error: StartError) -> Failure {
+    let exit = match &error {
+        StartError::Judge { .. } => Exit::Data,
+        StartError::Rules(_) => Exit::Config,
+        StartError::Camera { source, .. } => match source.downcast_ref::<CaptureError>() {
+            Some(CaptureError::Config { .. } | CaptureError::Fragment { .. }) => Exit::Config,
+            _ => Exit::Unavailable,
+        },
+        StartError::Thread { .. } => Exit::Unavailable,
+        StartError::WorkerGone => Exit::Internal,
+    };
+    Failure::new(exit, error)
+}
+
+/// As configured, else as systemd says.
+fn state_dir(config: &DaemonConfig) -> Option<PathBuf> {
+    config.state_dir.clone().or_else(|| {
+        let folders = std::env::var_os("STATE_DIRECTORY")?;
+        std::env::split_paths(&folders).next()
+    })
+}
+
+/// Whether the address was written. If not, that is told and the daemon runs all the same.
+fn write_address(path: &Path, address: SocketAddr) -> bool {
+    let write = || -> std::io::Result<()> {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(folder)?;
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        writeln!(file, "{address}")?;
+        file.persist(path)?;
+        Ok(())
+    };
+    write()
+        .inspect_err(
+            |error| tracing::warn!(path = %path.display(), %error, "The HTTP address is not written."),
+        )
+        .is_ok()
 }

@@ -99,12 +99,16 @@ fn floor_char(text: &str, at: usize) -> usize {
 }
 
 /// The candidate that a typing mistake would turn into `typed`, if one is near enough: at most one
-/// third of its letters wrong.
+/// third of its letters wrong, or cut off after three letters or more.
 pub fn nearest<'c>(typed: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
+    let near = |candidate: &str, distance: usize| {
+        distance <= (candidate.len().max(typed.len()) / 3).max(1)
+            || (typed.len() >= 3 && candidate.starts_with(typed))
+    };
     candidates
         .into_iter()
         .map(|candidate| (strsim::damerau_levenshtein(typed, candidate), candidate))
-        .filter(|(distance, candidate)| *distance <= (candidate.len().max(typed.len()) / 3).max(1))
+        .filter(|(distance, candidate)| near(candidate, *distance))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
@@ -129,7 +133,7 @@ mod tests {
     #[test]
     fn spans_outside_the_text_or_inside_a_character_are_no_panic() {
         let text = "ü";
-        for span in [0..0, 1..1, 1..9, 5..2, 9..9] {
+        for span in [0..0, 1..1, 1..9, 9..9, Range { start: 5, end: 2 }] {
             let mut diagnostics = Diagnostics::new(Path::new("c"), text);
             diagnostics.add(span, "", "m".into(), None);
             assert_eq!(diagnostics.into_sorted()[0].line, 1);
@@ -140,6 +144,7 @@ mod tests {
     fn near_words_are_suggested_and_far_ones_not() {
         assert_eq!(nearest("deadlin_ms", ["deadline_ms", "drain_ms"]), Some("deadline_ms"));
         assert_eq!(nearest("thread", ["threads", "http"]), Some("threads"));
+        assert_eq!(nearest("que", ["queue", "name"]), Some("queue"));
         assert_eq!(nearest("colour", ["threads", "http"]), None);
     }
 }

@@ -34,7 +34,9 @@ impl Change {
 
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let show = |value: &Option<Value>| value.as_ref().map_or("nothing".to_owned(), Value::to_string);
+        let show = |value: &Option<Value>| {
+            value.as_ref().map_or("nothing".to_owned(), |value| redact(&value.to_string()))
+        };
         match self {
             Change::Key { line, key, from, to } => {
                 match line {
@@ -48,6 +50,21 @@ impl fmt::Display for Change {
             Change::Reordered => write!(f, "the order of the lines"),
         }
     }
+}
+
+/// Hides user and password of URLs.
+fn redact(text: &str) -> String {
+    let mut parts = text.split("://");
+    let mut shown = parts.next().unwrap_or("").to_owned();
+    for part in parts {
+        let authority = part.find(['/', ' ', '"', '!']).unwrap_or(part.len());
+        shown.push_str("://");
+        match part[..authority].rfind('@') {
+            Some(at) => shown.push_str(&format!("***{}", &part[at..])),
+            None => shown.push_str(part),
+        }
+    }
+    shown
 }
 
 /// Differences, lines matched by name; in the order of the new file.

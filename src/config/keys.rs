@@ -205,8 +205,8 @@ pub static KEYS: &[Key] = &[
     key(Line, "source", Kind::Text, Required, Reload::Line)
         .example("\"v4l2src device=/dev/video0 ! video/x-raw,width=1280,height=720,framerate=30/1\"")
         .text(
-            "A GStreamer pipeline fragment that ends in raw video (GRAY8, RGB, BGR, BGRx, NV12, I420 or \
-             YUY2), as given to gst-launch-1.0. Put videoconvert last if the camera speaks another format.",
+            "The camera, as given to gst-launch-1.0 but without a sink. Raw video in GRAY8, RGB, BGR, BGRx, \
+             NV12, I420 or YUY2 is taken as it is; anything else that is raw is converted.",
         ),
     key(Line, "roi", Kind::Rect, Absent, Reload::Line).unit("pixels").example("[320, 40, 640, 640]").text(
         "Region of interest in the frame: [x, y, width, height]. If absent, the whole frame. The model \

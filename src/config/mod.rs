@@ -20,6 +20,7 @@ mod reference;
 mod tests;
 
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 pub use diagnostic::Diagnostic;
@@ -29,6 +30,7 @@ pub use meant::{
     Config, ConfigHash, DaemonConfig, DropPolicy, HeatmapsOf, LineConfig, LineName, LogFormat, OnEos,
     OutputsConfig, SLOTS_BESIDE_QUEUE, Settings, Sink, ThresholdOverride,
 };
+use raw::RawSection;
 pub use raw::Value;
 pub use reference::example;
 
@@ -57,8 +59,25 @@ impl fmt::Display for Mistakes {
     }
 }
 
+/// What another room finds wrong with a line: a source that GStreamer does not know, say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Complaint {
+    /// Below the line: `source`, `thresholds.bad`.
+    pub key: &'static str,
+    pub message: String,
+    pub help: Option<String>,
+}
+
+/// Another room's look at a line.
+pub type Examine<'a> = dyn Fn(&LineConfig) -> Vec<Complaint> + 'a;
+
 /// Reads, understands and checks a configuration file, with the files that it names.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    load_with(path, &|_| Vec::new())
+}
+
+/// As [`load`], and lets `examine` look at each line once the file has no other mistakes.
+pub fn load_with(path: &Path, examine: &Examine<'_>) -> Result<Config, ConfigError> {
     let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
     let file = std::fs::File::open(path).map_err(unreadable)?;
     let size = file.metadata().map_err(unreadable)?.len();
@@ -69,17 +88,33 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
     let text = std::io::read_to_string(file).map_err(unreadable)?;
     let absolute = std::path::absolute(path).map_err(unreadable)?;
     let base = absolute.parent().unwrap_or(Path::new("/"));
-    understand(&text, path, base, true).map_err(ConfigError::Mistakes)
+    understand(&text, path, base, Some(examine)).map_err(ConfigError::Mistakes)
 }
 
 /// Understands `text`, shown as `file` in messages, with relative paths starting at `base`.
-/// `look` also looks at the files that it names.
-pub fn understand(text: &str, file: &Path, base: &Path, look: bool) -> Result<Config, Mistakes> {
+/// With `examine` it also looks at the files that the text names, and at each line.
+fn understand(
+    text: &str,
+    file: &Path,
+    base: &Path,
+    examine: Option<&Examine<'_>>,
+) -> Result<Config, Mistakes> {
     let mut out = diagnostic::Diagnostics::new(file, text);
     let raw = raw::read(text, &mut out);
-    if look {
+    if examine.is_some() {
         files::check(&files::claims(&raw, base), &mut out);
     }
+    let sections = raw.lines.iter().flat_map(|raw| [&raw.line, &raw.thresholds, &raw.outputs]);
+    let places: Vec<(String, Range<usize>)> = sections.flat_map(RawSection::places).collect();
     let config = meant::mean(raw, base, text, &mut out);
+    if let Some(examine) = examine.filter(|_| out.is_empty()) {
+        for (i, line) in config.lines.iter().enumerate() {
+            for Complaint { key, message, help } in examine(line) {
+                let path = format!("line[{i}].{key}");
+                let place = places.iter().find(|(at, _)| *at == path).map_or(0..0, |(_, span)| span.clone());
+                out.add(place, &path, message, help);
+            }
+        }
+    }
     if out.is_empty() { Ok(config) } else { Err(Mistakes(out.into_sorted())) }
 }

@@ -53,6 +53,11 @@ impl RawSection {
             .map_or((None, self.header.clone()), |(_, value, span)| (value.as_ref(), span.clone()))
     }
 
+    /// Where each key stands, by its path.
+    pub fn places(&self) -> impl Iterator<Item = (String, Range<usize>)> {
+        self.values.iter().map(|(key, _, span)| (self.path_of(key.name), span.clone()))
+    }
+
     pub fn into_settings(self) -> Vec<(&'static Key, Option<Value>)> {
         self.values.into_iter().map(|(key, value, _)| (key, value)).collect()
     }

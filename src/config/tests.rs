@@ -21,7 +21,7 @@ source = \"videotestsrc\"
 ";
 
 fn read(text: &str) -> Result<Config, Mistakes> {
-    understand(text, Path::new("c.toml"), Path::new("/etc/inspectd"), false)
+    understand(text, Path::new("c.toml"), Path::new("/etc/inspectd"), None)
 }
 
 fn good(text: &str) -> Config {
@@ -225,7 +225,7 @@ fn missing_files_are_told_with_the_command_that_makes_them() {
     let folder = tempfile::tempdir().unwrap();
     let text = format!("{GOOD}[line.outputs]\nverdicts = \"a/b/v.jsonl\"\nheatmaps = \"taken/maps\"\n");
     std::fs::write(folder.path().join("taken"), "").unwrap();
-    let found = understand(&text, Path::new("c.toml"), folder.path(), true).unwrap_err().0;
+    let found = understand(&text, Path::new("c.toml"), folder.path(), Some(&|_| Vec::new())).unwrap_err().0;
     let shown: Vec<String> = found.iter().map(|d| format!("{}:{} {}", d.line, d.column, d.message)).collect();
     assert!(shown[0].starts_with("6:9 the model") && shown[0].contains("cannot be read"), "{shown:?}");
     assert!(found[0].help.as_ref().unwrap().starts_with("inspectd teach"), "{found:?}");
@@ -327,4 +327,32 @@ fn lines_in_another_order_cost_nothing() {
     let plan = Plan::of(diff(&old, &good(&swapped)));
     assert_eq!(plan.hot, [Change::Reordered]);
     assert!(!plan.needs_restart());
+}
+
+#[test]
+fn what_another_room_finds_wrong_is_told_at_its_key() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("part.safetensors"), "").unwrap();
+    let examine = |line: &LineConfig| {
+        let complaint = |key| Complaint { key, message: format!("{} is odd", line.name), help: None };
+        if line.name.as_str() == "right" {
+            vec![complaint("source"), complaint("thresholds.bad")]
+        } else {
+            vec![]
+        }
+    };
+    let text = format!("{GOOD}[line.thresholds]\nbad = 1.5\n");
+    let found = understand(&text, Path::new("c.toml"), folder.path(), Some(&examine)).unwrap_err().0;
+    let shown: Vec<_> = found.iter().map(|d| (d.line, d.column, d.key.as_str())).collect();
+    assert_eq!(shown, [(12, 10, "line[1].source"), (14, 7, "line[1].thresholds.bad")]);
+}
+
+#[test]
+fn passwords_in_sources_are_not_shown() {
+    let old = good(GOOD);
+    let new = good(&GOOD.replacen("videotestsrc", "rtspsrc location=rtsp://me:secret@cam/1 ! decodebin", 1));
+    assert_eq!(
+        Plan::of(diff(&old, &new)).to_string(),
+        "line left: source from \"videotestsrc\" to \"rtspsrc location=rtsp://***@cam/1 ! decodebin\""
+    );
 }

@@ -134,7 +134,7 @@ impl<P: Picture> Conductor<P> {
     /// Gives late verdicts that are due and hands out the next frame. False if nobody takes it.
     fn turn(&mut self, now: Instant) -> bool {
         self.expire(now);
-        let Some((line, picture)) = self.desk.next() else { return true };
+        let Some((line, picture)) = self.desk.next_frame() else { return true };
         let metrics = &self.seats[line].shared.telemetry.metrics;
         metrics.stage_queue.observe(now.saturating_duration_since(picture.captured_at()).as_secs_f64());
         metrics.judge_queue.set(self.desk.waiting(line) as i64);

@@ -47,11 +47,14 @@ pub enum Command {
     Reload,
 }
 
+/// Starts a line's camera.
+pub type OpenCamera<P> = Box<dyn FnOnce(&LineConfig) -> Result<Camera<P>, Problem>>;
+
 /// One line to start.
 pub struct Part<P> {
     pub model_hash: String,
     pub judge: Recipe,
-    pub camera: Box<dyn FnOnce(&LineConfig) -> Result<Camera<P>, Problem>>,
+    pub camera: OpenCamera<P>,
 }
 
 /// Why the daemon did not start.

@@ -116,7 +116,7 @@ impl<P: Picture> Desk<P> {
 
     /// The frame to judge next: the one whose deadline is nearest; among lines without deadlines, which
     /// come after, the one that waited longest. `None` while a frame is being judged.
-    pub fn next(&mut self) -> Option<(usize, P)> {
+    pub fn next_frame(&mut self) -> Option<(usize, P)> {
         if self.judging.is_some() {
             return None;
         }
@@ -137,7 +137,7 @@ impl<P: Picture> Desk<P> {
         Some((line, picture))
     }
 
-    /// The frame that [`next`](Self::next) gave out came back. `None` if it has its verdict already.
+    /// The frame that [`next_frame`](Self::next_frame) gave out came back. `None` if it has its verdict already.
     /// Otherwise its verdict is due: [`settle`](Self::settle).
     pub fn returned(&mut self) -> Option<FrameId> {
         let judging = self.judging.take()?;
@@ -256,7 +256,7 @@ mod tests {
             let dropped: Vec<u64> =
                 pictures.filter_map(|p| desk.arrive(0, p)).map(|p| p.sequence()).collect();
             assert_eq!(dropped, [gone], "{policy:?}");
-            assert_eq!(desk.next().map(|(_, p)| p.sequence()), Some(first), "{policy:?}");
+            assert_eq!(desk.next_frame().map(|(_, p)| p.sequence()), Some(first), "{policy:?}");
             assert_eq!(desk.counts(0).queue_full, 1);
             assert!(desk.counts(0).balances());
         }
@@ -270,7 +270,7 @@ mod tests {
         desk.arrive(1, FakePicture::new(0, Instant::now()));
         assert!(!desk.accepts(0), "the camera has to wait");
         assert!(desk.accepts(1), "a line that drops takes all");
-        desk.next();
+        desk.next_frame();
         assert!(desk.accepts(0));
         assert!(!desk.accepts(7), "there is no such line");
     }
@@ -287,9 +287,9 @@ mod tests {
         desk.arrive(1, FakePicture::new(0, start));
         desk.arrive(2, FakePicture::new(0, start + MS * 10));
         let mut order = Vec::new();
-        while let Some((line, _)) = desk.next() {
+        while let Some((line, _)) = desk.next_frame() {
             order.push(line);
-            assert!(desk.next().is_none(), "one at a time");
+            assert!(desk.next_frame().is_none(), "one at a time");
             let id = desk.returned().unwrap();
             desk.settle(id, Verdict::Good);
         }
@@ -306,7 +306,7 @@ mod tests {
         assert_eq!(late(&mut desk, start + MS * 99), []);
         assert_eq!(late(&mut desk, start + MS * 100), [(0, 7)]);
         assert_eq!(desk.next_deadline(), Some(start + MS * 130));
-        assert_eq!(desk.next().map(|(_, p)| p.sequence()), Some(8), "the late one is not judged");
+        assert_eq!(desk.next_frame().map(|(_, p)| p.sequence()), Some(8), "the late one is not judged");
     }
 
     #[test]
@@ -314,7 +314,7 @@ mod tests {
         let start = Instant::now();
         let mut desk = Desk::new([terms(4, DropPolicy::Oldest, 100)]);
         desk.arrive(0, FakePicture::new(7, start));
-        desk.next();
+        desk.next_frame();
         assert_eq!(late(&mut desk, start + MS * 100), [(0, 7)]);
         assert_eq!(late(&mut desk, start + MS * 101), [], "once");
         assert_eq!(desk.next_deadline(), None);
@@ -329,7 +329,7 @@ mod tests {
         for n in 0..3 {
             desk.arrive(0, FakePicture::new(n, Instant::now()));
         }
-        desk.next();
+        desk.next_frame();
         assert_eq!(desk.clear(), 3);
         assert_eq!(desk.returned(), None, "a judgement after the end has no one to tell");
         assert_eq!(desk.counts(0).shutdown, 3);
@@ -366,7 +366,7 @@ mod tests {
                         }
                     }
                     2 => {
-                        desk.next();
+                        desk.next_frame();
                     }
                     3 => {
                         if let Some(id) = desk.returned() {
@@ -384,9 +384,9 @@ mod tests {
                         });
                     }
                 }
-                for line in 0..terms.len() {
+                for (line, terms) in terms.iter().enumerate() {
                     assert!(desk.counts(line).balances(), "seed {seed}: {:?}", desk.counts(line));
-                    assert!(desk.waiting(line) <= terms[line].queue, "seed {seed}");
+                    assert!(desk.waiting(line) <= terms.queue, "seed {seed}");
                 }
             }
             desk.clear();

@@ -217,7 +217,7 @@ mod tests {
         assert_eq!(lines("# TYPE "), expected(|m| format!("{} {}", m.full_name(), m.kind.name())));
         assert_eq!(lines("# HELP "), expected(|m| format!("{} {}", m.full_name(), m.help)));
         for metric in METRICS {
-            let start = format!("{}", metric.full_name());
+            let start = metric.full_name();
             let sample = text
                 .lines()
                 .find(|line| line.strip_prefix(&start).is_some_and(|rest| rest.starts_with(['{', '_'])));
