@@ -395,7 +395,8 @@ impl Daemon {
 
     /// Ends what still runs, checks the ledgers for the last time.
     fn finish(mut self, ended: Option<End>) -> Result<(), RunError> {
-        if self.lines.state().name != "stopping" {
+        let told_to_stop = self.lines.state().name == "stopping";
+        if !told_to_stop {
             self.lines.state().name = "stopping";
             self.notifier.stopping();
         }
@@ -415,7 +416,7 @@ impl Daemon {
         let mut frames = 0;
         for (i, (line, snapshot)) in self.lines.snapshots(Instant::now()).into_iter().enumerate() {
             frames += snapshot.camera.captured;
-            if snapshot.published.ended && !self.told[i].ended && ended == Some(End::Finished) {
+            if snapshot.published.ended && !self.told[i].ended && !told_to_stop {
                 self.telemetry.emit(Event::LineEnded { line: &line.telemetry.name });
             }
             if stopped && joined {

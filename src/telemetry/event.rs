@@ -63,7 +63,7 @@ impl Event<'_> {
             }
             Event::LineStarted { line, model, thresholds: Thresholds { unsure, bad } } => {
                 metrics.model_info.with_label_values(&[line, model]).set(1);
-                info!(line, model, unsure, bad, "The line is started.");
+                info!(line, model, %unsure, %bad, "The line is started.");
             }
             Event::Ready { lines, config } => {
                 metrics.config_hash.with_label_values(&[config]).set(1);
@@ -141,6 +141,8 @@ impl LineTelemetry {
                 }
                 let latency_ms = latency.as_secs_f64() * 1e3;
                 let verdict_name = verdict_label(verdict);
+                // As an f32 prints; widened to f64 it would show digits that it does not have.
+                let score = score.map(tracing::field::display);
                 match verdict {
                     Verdict::Good => {
                         debug!(line, sequence, verdict = verdict_name, score, latency_ms, "Judged.")
