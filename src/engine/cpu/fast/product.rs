@@ -298,3 +298,55 @@ pub(super) unsafe fn run_products(pool: &Pool, products: &[Product], lanes: Shar
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_cover_every_tile_once_and_fit_the_scratch() {
+        let isas = [Isa::Avx512, Isa::Avx2, Isa::Portable];
+        for isa in isas {
+            for m in [1, 13, 14, 15, 64, 111, 112, 113, 256, 1000, 4096, 16384] {
+                for n in [1, 16, 17, 32, 33, 96, 1024] {
+                    for k in [0, 1, 147, 2304] {
+                        for wanted in [1, 8, 16, 64] {
+                            let panels = Panels::new(isa, k, n);
+                            let b = Blocks::new(isa, m, &panels, wanted);
+                            let what = format!("{isa:?} {m}×{n}×{k} for {wanted}: {b:?}");
+                            assert!((1..=tile_rows(isa)).contains(&b.tile), "{what}");
+                            assert!(
+                                b.rows.is_multiple_of(b.tile) && b.rows <= TILES_PER_BLOCK * MAX_ROWS,
+                                "{what}"
+                            );
+                            assert!((b.m_tasks - 1) * b.rows < m && m <= b.m_tasks * b.rows, "{what}");
+                            assert!((b.n_tasks - 1) * b.panels < panels.count(), "{what}");
+                            assert!(panels.count() <= b.n_tasks * b.panels, "{what}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn layers_of_the_real_networks_are_cut_into_enough_tasks_for_two_threads() {
+        // (pixels, output channels, depth): WideResNet50-2 at 256² from the first stage to the last, and
+        // EfficientNet-Lite0's smallest maps.
+        for (m, n, k) in
+            [(4096, 128, 1152), (256, 512, 4608), (64, 1024, 9216), (64, 2048, 1024), (64, 192, 1152)]
+        {
+            let b = Blocks::new(Isa::Avx512, m, &Panels::new(Isa::Avx512, k, n), 2 * TASKS_PER_THREAD);
+            assert!(b.tasks() >= 6, "{m}×{n}×{k}: {b:?}");
+        }
+    }
+
+    #[test]
+    fn rows_walk_lines_and_images() {
+        // 2 lines of 3 pixels an image; pixels 10 apart, lines 100, images 1000, from 7 on.
+        let rows = Rows { per_line: 3, lines: 2, first: 7, pixel: 10, line: 100, image: 1000 };
+        let offsets = rows.offsets(4, 5);
+        assert_eq!(&offsets[..5], &[117, 127, 1007, 1017, 1027]);
+        assert_eq!(&Rows::linear(9).offsets(5, 3)[..3], &[45, 54, 63]);
+    }
+}
