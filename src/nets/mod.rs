@@ -7,6 +7,8 @@
 mod efficientnet_lite;
 mod import;
 mod random;
+pub mod recon_unet;
+pub mod rrs_head;
 mod wide_resnet;
 
 use std::fmt;

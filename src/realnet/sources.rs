@@ -1,0 +1,132 @@
+//! What an anomaly is painted with: P in A = (1−M)⊙I + (1−δ)M⊙I + δM⊙P.
+
+use super::augment::{rolled, strong, tone, warped};
+use super::draw::{Draw, Purpose, sign, stream};
+use super::picture::{Picture, Stored};
+use super::textures::{fractal, procedural};
+
+/// How often each source is drawn; the shares sum to 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SourceMix {
+    /// The picture itself, rolled and strongly augmented.
+    pub itself: f32,
+    /// Another good picture, strongly augmented.
+    pub other: f32,
+    /// Flat colours, tone changes and fractal noise.
+    pub noise: f32,
+    /// Textures: photographs from a folder where one is given, procedural ones otherwise.
+    pub textures: f32,
+}
+
+impl SourceMix {
+    pub const INDUSTRIAL: SourceMix = SourceMix { itself: 0.25, other: 0.25, noise: 0.3, textures: 0.2 };
+    /// RealNet's texture option ({normal .5, dtd .5}), for the paper's presets without synthesis.
+    pub const TEXTURES: SourceMix = SourceMix { itself: 0.25, other: 0.0, noise: 0.0, textures: 0.75 };
+}
+
+/// How many textures stand in for a folder of photographs.
+const PROCEDURAL_TEXTURES: usize = 72;
+/// Planes of fractal noise, made once: five octaves a blend would cost more than the blend.
+const NOISE_PLANES: usize = 24;
+
+/// Everything that anomalies are painted from.
+#[derive(Debug)]
+pub struct Sources {
+    size: usize,
+    mix: SourceMix,
+    textures: Vec<Stored>,
+    noise: Vec<Vec<f32>>,
+    /// The good pictures are grey, so anomalies are: colour alone would give them away.
+    grey: bool,
+}
+
+impl Sources {
+    /// `textures`: photographs of the network's input size; procedural ones where empty.
+    pub fn new(seed: u64, normals: &[Stored], mut textures: Vec<Stored>, mix: SourceMix) -> Self {
+        let size = normals.first().map_or(0, |n| n.size);
+        if textures.is_empty() {
+            textures = procedural(seed, PROCEDURAL_TEXTURES, size);
+        }
+        let noise = (0..NOISE_PLANES)
+            .map(|i| {
+                let mut draw = stream(seed, 1, i as u32, Purpose::Textures);
+                let cells = draw.range(1.0, 6.0).exp2();
+                let aspect = if draw.chance(0.3) { draw.range(-2.0, 2.0).exp2() } else { 1.0 };
+                fractal(&mut draw, size, [cells * aspect, cells / aspect], 4)
+            })
+            .collect();
+        // 12 of 255: sensor noise and JPEG leave less in a grey picture.
+        let grey = normals.iter().all(|n| n.colourfulness() < 12);
+        Sources { size, mix, textures, noise, grey }
+    }
+
+    pub fn is_grey(&self) -> bool {
+        self.grey
+    }
+
+    /// Draws P for `picture`, one of `normals`.
+    pub fn paint(&self, draw: &mut Draw, picture: &Picture, normals: &[Stored]) -> Picture {
+        let mix = self.mix;
+        let kind = draw.uniform();
+        let mut p = if kind < mix.itself || normals.is_empty() {
+            let mut p = rolled(draw, picture);
+            strong(draw, &mut p);
+            p
+        } else if kind < mix.itself + mix.other {
+            let other = normals[draw.below(normals.len())].picture();
+            let mut p = rolled(draw, &other);
+            strong(draw, &mut p);
+            p
+        } else if kind < mix.itself + mix.other + mix.noise {
+            self.noise(draw, picture)
+        } else {
+            self.texture(draw)
+        };
+        if self.grey {
+            p.pixels_mut().for_each(|v| *v = [0.299 * v[0] + 0.587 * v[1] + 0.114 * v[2]; 3]);
+        }
+        p
+    }
+
+    fn noise(&self, draw: &mut Draw, picture: &Picture) -> Picture {
+        match draw.below(3) {
+            0 => {
+                let level = draw.uniform();
+                Picture::flat(self.size, [0; 3].map(|_| (level + draw.range(-0.25, 0.25)).clamp(0.0, 1.0)))
+            }
+            1 => {
+                let mut p = picture.clone();
+                tone(draw, &mut p);
+                p
+            }
+            _ => {
+                let plane = &self.noise[draw.below(self.noise.len())];
+                let shift = draw.below(plane.len());
+                let level = draw.uniform();
+                let colours = [0; 3].map(|_| {
+                    let contrast = sign(draw) * draw.range(0.1, 0.8);
+                    (level + draw.range(-0.15, 0.15), contrast)
+                });
+                let (head, tail) = plane.split_at(shift);
+                let data = tail.iter().chain(head).flat_map(|v| {
+                    colours.map(|(level, contrast)| (level + contrast * (v - 0.5)).clamp(0.0, 1.0))
+                });
+                Picture { size: self.size, data: data.collect() }
+            }
+        }
+    }
+
+    fn texture(&self, draw: &mut Draw) -> Picture {
+        let texture = self.textures[draw.below(self.textures.len())].picture();
+        let mut p = if draw.chance(0.5) {
+            let reach = self.size as f32 / 2.0;
+            let shift = [draw.range(-reach, reach), draw.range(-reach, reach)];
+            let (angle, scale) = (draw.range(-3.14, 3.14), draw.range(-1.0, 1.0).exp2());
+            warped(&texture, angle, scale, shift)
+        } else {
+            rolled(draw, &texture)
+        };
+        strong(draw, &mut p);
+        p
+    }
+}
