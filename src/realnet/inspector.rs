@@ -1,19 +1,21 @@
 //! A taught model, compiled and ready to judge frames.
 
-use crate::imaging::{FrameView, Roi};
+use super::error::RealnetError;
+use super::network::judgement;
+use super::score::{Fusion, Raw, raw};
+use super::spec::{NetSpec, Preset};
+use crate::engine::{Options, ParamStore, Program, Threads};
+use crate::imaging::{FrameView, Preprocessor, Roi};
 use crate::model::{Model, Thresholds};
 
-#[derive(Debug, thiserror::Error)]
-pub enum RealnetError {
-    #[error("the model cannot be run: {0}")]
-    Compile(String),
-}
+/// Frame geometries that are kept prepared; lines of several cameras take turns.
+const PREPARED: usize = 8;
 
 /// Owns a compiled inference program and its buffers; one per device and line.
 #[derive(Debug)]
 pub struct Inspector {
+    core: Core,
     thresholds: Thresholds,
-    map: Vec<f32>,
 }
 
 /// What the network says of one picture. `map` holds `map_width * map_height` probabilities in
@@ -27,8 +29,13 @@ pub struct Judgement<'a> {
 }
 
 impl Inspector {
-    pub fn new(model: &Model, _threads: usize) -> Result<Self, RealnetError> {
-        Ok(Inspector { thresholds: model.thresholds(), map: vec![0.0; 256 * 256] })
+    /// `threads`: how many work on one judgement, the caller's included.
+    pub fn new(model: &Model, threads: usize) -> Result<Self, RealnetError> {
+        let found = &model.meta.preset;
+        let preset =
+            Preset::from_name(found).ok_or_else(|| RealnetError::UnknownPreset { found: found.clone() })?;
+        let core = Core::new(preset.spec(), &model.params, &Threads::new(threads.max(1)))?;
+        Ok(Inspector { core, thresholds: model.thresholds() })
     }
 
     pub fn thresholds(&self) -> Thresholds {
@@ -37,14 +44,78 @@ impl Inspector {
 
     /// Width and height of the network's input, pixels.
     pub fn input_size(&self) -> (usize, usize) {
-        (256, 256)
+        (self.core.spec.input, self.core.spec.input)
     }
 
-    pub fn judge(
-        &mut self,
-        _frame: &FrameView<'_>,
-        _roi: Option<Roi>,
-    ) -> Result<Judgement<'_>, RealnetError> {
-        Ok(Judgement { score: 0.0, map_width: 256, map_height: 256, map: &self.map })
+    /// Judges the region of interest of one frame, or all of it. Allocates nothing once a frame size
+    /// and region were seen.
+    pub fn judge(&mut self, frame: &FrameView<'_>, roi: Option<Roi>) -> Result<Judgement<'_>, RealnetError> {
+        let raw = self.core.raw(frame, roi)?;
+        let score = self.core.score(raw);
+        let side = self.core.spec.input;
+        Ok(Judgement { score, map_width: side, map_height: side, map: self.core.map()? })
+    }
+}
+
+/// The compiled network without thresholds, which teaching derives from its scores.
+#[derive(Debug)]
+pub(super) struct Core {
+    spec: NetSpec,
+    program: Program,
+    fusion: Option<Fusion>,
+    prepared: Vec<Prepared>,
+}
+
+#[derive(Debug)]
+struct Prepared {
+    width: usize,
+    height: usize,
+    roi: Option<Roi>,
+    preprocessor: Preprocessor,
+}
+
+impl Core {
+    pub fn new(spec: NetSpec, params: &ParamStore, threads: &Threads) -> Result<Self, RealnetError> {
+        let (g, outputs) = judgement(&spec)?;
+        let program = Program::compile(&g, &outputs, params, threads, Options::default())?;
+        Ok(Core { spec, program, fusion: Fusion::from_params(params), prepared: vec![] })
+    }
+
+    pub fn set_fusion(&mut self, fusion: Fusion) {
+        self.fusion = Some(fusion);
+    }
+
+    /// Runs the network on a frame.
+    pub fn raw(&mut self, frame: &FrameView<'_>, roi: Option<Roi>) -> Result<Raw, RealnetError> {
+        let side = self.spec.input;
+        let fits = |p: &Prepared| (p.width, p.height, p.roi) == (frame.width, frame.height, roi);
+        let at = match self.prepared.iter().position(fits) {
+            Some(at) => at,
+            None => {
+                let preprocessor = Preprocessor::new(frame.width, frame.height, roi, side, side)?;
+                if self.prepared.len() == PREPARED {
+                    self.prepared.remove(0);
+                }
+                let (width, height) = (frame.width, frame.height);
+                self.prepared.push(Prepared { width, height, roi, preprocessor });
+                self.prepared.len() - 1
+            }
+        };
+        self.prepared[at].preprocessor.run(frame, self.program.input_mut("image")?)?;
+        self.program.run();
+        raw(&self.spec, &self.program)
+    }
+
+    /// The model's score of a raw one: in deviations of normals where a bank has a say, else the head's.
+    pub fn score(&self, raw: Raw) -> f32 {
+        match (&self.spec.bank, &self.fusion) {
+            (Some(_), Some(fusion)) => fusion.score(raw),
+            _ => raw.head,
+        }
+    }
+
+    /// The map of the last run.
+    pub fn map(&self) -> Result<&[f32], RealnetError> {
+        Ok(self.program.output("map")?)
     }
 }

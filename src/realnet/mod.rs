@@ -1,12 +1,26 @@
 //! RealNet: masks and blends, feature selection, reconstruction, residual selection, scoring, training.
 
+mod afs;
 mod augment;
+mod bank;
 mod blend;
 mod draw;
+mod error;
+mod initial;
 mod inspector;
 mod masks;
+mod network;
 mod picture;
+mod score;
 mod sources;
+mod spec;
+mod survey;
+mod teach;
 mod textures;
+mod train;
 
-pub use inspector::{Inspector, Judgement, RealnetError};
+pub use error::{MIN_PICTURES, RealnetError};
+pub use inspector::{Inspector, Judgement};
+pub use spec::{NetSpec, Preset};
+pub use teach::{Lesson, Stage, Taught, teach};
+pub use train::{Ended, Progress};

@@ -1,0 +1,39 @@
+//! What can go wrong while teaching and judging.
+
+use std::path::PathBuf;
+
+use crate::engine::{GraphError, ProgramError};
+use crate::imaging::ImagingError;
+use crate::model::ModelError;
+use crate::nets::NetError;
+
+/// Fewer good pictures teach nothing and leave none to hold out.
+pub const MIN_PICTURES: usize = 8;
+
+#[derive(Debug, thiserror::Error)]
+pub enum RealnetError {
+    #[error("too few good pictures: {found}, at least {MIN_PICTURES} are needed (50 or more are better)")]
+    TooFewPictures { found: usize },
+    #[error("every good picture is of one colour ({} and all others): there is nothing to learn", first.display())]
+    OneColour { first: PathBuf },
+    #[error("teaching was stopped before there was anything to save")]
+    StoppedEarly,
+    #[error("teaching failed: the loss became {loss} in iteration {iteration}")]
+    Diverged { iteration: usize, loss: f32 },
+    #[error("the model is of the preset `{found}`, which this version does not know (known are small, lean, realnet)")]
+    UnknownPreset { found: String },
+    #[error(transparent)]
+    Imaging(#[from] ImagingError),
+    #[error(transparent)]
+    Net(#[from] NetError),
+    #[error("the network cannot be compiled: {0}")]
+    Compile(#[from] ProgramError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
+
+impl From<GraphError> for RealnetError {
+    fn from(error: GraphError) -> Self {
+        RealnetError::Net(NetError::Graph(error))
+    }
+}

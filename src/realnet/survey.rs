@@ -1,0 +1,155 @@
+//! What is learnt before training: how strong each feature channel is in normals, which channels show
+//! anomalies, and which patches normals have.
+
+use super::afs::Selection;
+use super::bank::Candidates;
+use super::blend::blend;
+use super::draw::{Purpose, stream};
+use super::error::RealnetError;
+use super::network::{moments_name, selection_name, survey};
+use super::picture::{Picture, Stored};
+use super::sources::Sources;
+use super::spec::NetSpec;
+use crate::engine::{Options, ParamStore, Program, Shape, Tensor, Threads};
+
+/// Normals that the channels' mean and deviation are taken from.
+const STATISTICS_PICTURES: usize = 64;
+/// Added to the deviation: a channel that is constant in normals must not become infinitely loud.
+const DEVIATION_FLOOR: f64 = 1e-3;
+/// Normals whose patches are candidates for the bank.
+const BANK_PICTURES: usize = 400;
+/// Blends whose changes are scaled together in feature selection.
+const SELECTION_BATCH: usize = 16;
+const CLAMP: f32 = 8.0;
+
+/// Mean and deviation of one channel.
+type Moments = Vec<(f64, f64)>;
+
+/// Runs the survey and adds `afs.indexes.…`, `features.….moments` and `bank.…` to `params`.
+/// `go_on(done)` is asked after every picture with the share done; false ends with `StoppedEarly`.
+pub fn run(
+    spec: &NetSpec,
+    seed: u64,
+    pictures: &[Stored],
+    sources: &Sources,
+    params: &mut ParamStore,
+    threads: &Threads,
+    mut go_on: impl FnMut(f32) -> bool,
+) -> Result<(), RealnetError> {
+    let (g, outputs) = survey(spec, 1)?;
+    let named: Vec<_> = outputs.iter().map(|(n, v)| (n.as_str(), *v)).collect();
+    let mut program = Program::compile(&g, &named, params, threads, Options::default())?;
+
+    let order = stream(seed, 0, 0, Purpose::Select).permutation(pictures.len());
+    let statistics = order.len().min(STATISTICS_PICTURES);
+    let banked = if spec.bank.is_some() { order.len().min(BANK_PICTURES) } else { statistics };
+    let selects = spec.scales.iter().any(|s| s.keep < s.channels);
+    let blends = if selects { spec.selection_pictures } else { 0 };
+    let work = (banked + 2 * blends) as f32;
+    let mut done = 0.0;
+    let mut look = |program: &mut Program, picture: &Picture| -> Result<(), RealnetError> {
+        picture.normalised_into(program.input_mut("image")?);
+        program.run();
+        done += 1.0;
+        if go_on(done / work) { Ok(()) } else { Err(RealnetError::StoppedEarly) }
+    };
+
+    let mut sums: Vec<Vec<(f64, f64)>> = spec.scales.iter().map(|s| vec![(0.0, 0.0); s.channels]).collect();
+    let mut candidates = spec.bank.as_ref().map(|b| Candidates::new(seed, b.channels(), banked));
+    for (i, at) in order.iter().take(banked).enumerate() {
+        look(&mut program, &pictures[*at].picture())?;
+        if let Some(candidates) = &mut candidates {
+            candidates.add(program.output("patches")?);
+        }
+        if i < statistics {
+            for (index, sums) in sums.iter_mut().enumerate() {
+                add_squares(program.output(&format!("tap.{index}"))?, sums);
+            }
+        }
+    }
+    let moments: Vec<Moments> = spec
+        .scales
+        .iter()
+        .zip(&sums)
+        .map(|(scale, sums)| {
+            let side = spec.input / scale.stride;
+            let n = (statistics * side * side).max(1) as f64;
+            let one = |(sum, squares): &(f64, f64)| {
+                let mean = sum / n;
+                let variance = (squares / n - mean * mean).max(0.0);
+                (mean, variance.sqrt() + DEVIATION_FLOOR)
+            };
+            sums.iter().map(one).collect()
+        })
+        .collect();
+
+    let mut selections: Vec<_> = spec.scales.iter().map(|s| Selection::new(s.channels)).collect();
+    let mut left = blends;
+    let mut painted = 0;
+    while left > 0 {
+        let batch = left.min(SELECTION_BATCH);
+        left -= batch;
+        let mut features = vec![[vec![], vec![]]; spec.scales.len()];
+        let mut masks = vec![vec![]; spec.scales.len()];
+        for _ in 0..batch {
+            let mut draw = stream(seed, painted, 0, Purpose::Select);
+            painted += 1;
+            let normal = pictures[draw.below(pictures.len())].picture();
+            let blend = blend(&mut draw, &normal, pictures, sources, &spec.blends);
+            for (side, picture) in [&blend.picture, &normal].into_iter().enumerate() {
+                look(&mut program, picture)?;
+                for (index, features) in features.iter_mut().enumerate() {
+                    features[side].extend_from_slice(program.output(&format!("tap.{index}"))?);
+                }
+            }
+            for (scale, mask) in spec.scales.iter().zip(&mut masks) {
+                mask.extend(blend.mask.coverage(spec.input / scale.stride));
+            }
+        }
+        for (index, [blended, normal]) in features.iter_mut().enumerate() {
+            if spec.standardise {
+                standardise(blended, &moments[index]);
+                standardise(normal, &moments[index]);
+            }
+            selections[index].add(blended, normal, &masks[index]);
+        }
+    }
+
+    for (index, scale) in spec.scales.iter().enumerate() {
+        let best = match scale.keep < scale.channels {
+            true => selections[index].best(scale.keep),
+            false => (0..scale.channels).collect(),
+        };
+        if scale.keep < scale.channels {
+            let indices = best.iter().map(|c| *c as f32).collect();
+            params.insert(selection_name(index), Tensor::vector(indices));
+        }
+        if spec.standardise {
+            let of_best = |f: fn(&(f64, f64)) -> f64| best.iter().map(move |c| f(&moments[index][*c]) as f32);
+            let data = of_best(|m| m.0).chain(of_best(|m| m.1 * m.1)).collect();
+            params.insert(moments_name(index), Tensor::new(Shape::new(1, 1, 2, scale.keep), data));
+        }
+    }
+    if let (Some(bank), Some(candidates)) = (&spec.bank, candidates) {
+        candidates.into_params(bank.vectors, threads.threads(), params);
+    }
+    Ok(())
+}
+
+fn add_squares(features: &[f32], sums: &mut [(f64, f64)]) {
+    for row in features.chunks_exact(sums.len()) {
+        for (x, (sum, squares)) in row.iter().zip(sums.iter_mut()) {
+            *sum += *x as f64;
+            *squares += (*x as f64) * (*x as f64);
+        }
+    }
+}
+
+fn standardise(features: &mut [f32], moments: &Moments) {
+    let scale: Vec<(f32, f32)> = moments.iter().map(|(m, d)| (*m as f32, (1.0 / d) as f32)).collect();
+    for row in features.chunks_exact_mut(moments.len()) {
+        for (x, (mean, factor)) in row.iter_mut().zip(&scale) {
+            *x = ((*x - mean) * factor).clamp(-CLAMP, CLAMP);
+        }
+    }
+}

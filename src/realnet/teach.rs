@@ -1,0 +1,202 @@
+//! Teaching: from pictures of good parts to a model.
+//!
+//! Read → hold some out → survey (channel statistics, feature selection, patch memory) → train → score
+//! the held-out ones → thresholds. Held-out pictures take part in nothing but the last step.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::draw::{Purpose, stream};
+use super::error::{MIN_PICTURES, RealnetError};
+use super::initial::fill_missing;
+use super::inspector::Core;
+use super::picture::Stored;
+use super::score::{Fusion, SCORE_MOMENTS};
+use super::sources::Sources;
+use super::spec::NetSpec;
+use super::survey;
+use super::train::{Ended, Progress, Trainer};
+use crate::engine::{ParamStore, Threads};
+use crate::imaging::{ImagingError, Preprocessor, read_image};
+use crate::realnet::network::judgement;
+
+/// At most this many photographs of a texture folder are kept.
+const TEXTURES: usize = 400;
+/// Held-out normals beyond this add little to a threshold.
+const MOST_HELD_OUT: usize = 100;
+
+/// What to teach with.
+#[derive(Clone, Debug)]
+pub struct Lesson {
+    pub spec: NetSpec,
+    pub seed: u64,
+    /// Everything, calibration included, is to be over by then.
+    pub deadline: Option<Instant>,
+    pub threads: usize,
+    /// Photographs to paint anomalies from.
+    pub textures: Vec<PathBuf>,
+}
+
+/// What teaching is at. `share` in [0, 1].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Stage {
+    Reading { share: f32 },
+    Surveying { share: f32 },
+    Training(Progress),
+    Calibrating { share: f32 },
+}
+
+/// A taught network and what its held-out normals scored.
+#[derive(Debug)]
+pub struct Taught {
+    pub params: ParamStore,
+    /// Scores of the held-out normals, ascending.
+    pub held_out: Vec<f32>,
+    pub trained_on: usize,
+    pub ended: Ended,
+}
+
+/// Teaches `lesson.spec` on `images`; `backbone` holds the pretrained weights. `go_on` is asked often;
+/// once it says no, training ends and what there is is calibrated (before training: an error).
+pub fn teach(
+    images: &[PathBuf],
+    backbone: &ParamStore,
+    lesson: &Lesson,
+    mut go_on: impl FnMut(&Stage) -> bool,
+) -> Result<Taught, RealnetError> {
+    if images.len() < MIN_PICTURES {
+        return Err(RealnetError::TooFewPictures { found: images.len() });
+    }
+    let (spec, seed) = (&lesson.spec, lesson.seed);
+    let threads = Threads::new(lesson.threads.max(1));
+    let started = Instant::now();
+    let (pictures, held_out) = split(images, seed);
+    let pictures =
+        read_all(&pictures, spec.input, lesson.threads, |share| go_on(&Stage::Reading { share: share * 0.9 }))?;
+    if pictures.iter().all(of_one_colour) {
+        return Err(RealnetError::OneColour { first: images[0].clone() });
+    }
+    let reading = started.elapsed();
+    let mut textures: Vec<&PathBuf> = lesson.textures.iter().collect();
+    if textures.len() > TEXTURES {
+        let order = stream(seed, 2, 0, Purpose::Textures).permutation(textures.len());
+        textures = order[..TEXTURES].iter().map(|i| textures[*i]).collect();
+    }
+    let textures: Vec<PathBuf> = textures.into_iter().cloned().collect();
+    let textures = read_all(&textures, spec.input, lesson.threads, |share| {
+        go_on(&Stage::Reading { share: 0.9 + share * 0.1 })
+    })?;
+    let sources = Sources::new(seed, &pictures, textures, spec.blends.sources);
+
+    let mut params = backbone.clone();
+    survey::run(spec, seed, &pictures, &sources, &mut params, &threads, |share| {
+        go_on(&Stage::Surveying { share })
+    })?;
+
+    // Judging the held-out ones costs about what reading as many did, and the network's time on top.
+    let per_picture = reading / pictures.len().max(1) as u32 + Duration::from_millis(60);
+    let reserve = per_picture * held_out.len() as u32 + Duration::from_secs(2);
+    let deadline = lesson.deadline.map(|d| d.checked_sub(reserve).unwrap_or(d));
+    let mut trainer = Trainer::new(spec, seed, &pictures, &sources, &params, &threads)?;
+    let ended = trainer.run(deadline, |progress| go_on(&Stage::Training(*progress)))?;
+    params.extend(trainer.into_params());
+
+    // Only what a judgement needs goes into the model.
+    let (g, _) = judgement(spec)?;
+    fill_missing(&g, seed, &mut params);
+    let mut kept = ParamStore::new();
+    for (name, _) in g.params() {
+        if let Some(tensor) = params.get(name) {
+            kept.insert(name, tensor.clone());
+        }
+    }
+    let mut core = Core::new(spec.clone(), &kept, &threads)?;
+    let mut raw = vec![];
+    for (i, path) in held_out.iter().enumerate() {
+        raw.push(core.raw(&read_image(path)?.view(), None)?);
+        // Calibration is short and a model without it is useless: it does not stop.
+        go_on(&Stage::Calibrating { share: (i + 1) as f32 / held_out.len() as f32 });
+    }
+    if spec.bank.is_some() {
+        let fusion = Fusion::of_normals(&raw);
+        core.set_fusion(fusion);
+        kept.insert(SCORE_MOMENTS, fusion.to_tensor());
+    }
+    let mut scores: Vec<f32> = raw.iter().map(|r| core.score(*r)).collect();
+    scores.sort_by(f32::total_cmp);
+    Ok(Taught { params: kept, held_out: scores, trained_on: pictures.len(), ended })
+}
+
+/// Pictures to learn from and pictures held out: a fifth, at least 20 where that leaves three quarters
+/// to learn from, at most 100.
+fn split(images: &[PathBuf], seed: u64) -> (Vec<PathBuf>, Vec<PathBuf>) {
+    let n = images.len();
+    let held = (n / 5).max((n / 4).min(20)).min(MOST_HELD_OUT);
+    let order = stream(seed, 0, 0, Purpose::Split).permutation(n);
+    let take = |part: &[usize]| {
+        let mut part = part.to_vec();
+        part.sort_unstable();
+        part.into_iter().map(|i| images[i].clone()).collect()
+    };
+    (take(&order[held..]), take(&order[..held]))
+}
+
+fn of_one_colour(picture: &Stored) -> bool {
+    let (first, rest) = picture.data.split_at(3.min(picture.data.len()));
+    // Two steps of 255: what JPEG leaves of a blank picture.
+    rest.as_chunks::<3>().0.iter().all(|p| p.iter().zip(first).all(|(a, b)| a.abs_diff(*b) <= 2))
+}
+
+/// Reads and prepares pictures on several threads, in order. The first error ends it.
+fn read_all(
+    paths: &[PathBuf],
+    side: usize,
+    threads: usize,
+    mut go_on: impl FnMut(f32) -> bool,
+) -> Result<Vec<Stored>, RealnetError> {
+    let mut all = Vec::with_capacity(paths.len());
+    for batch in paths.chunks(threads.max(1) * 4) {
+        let parts = batch.chunks(batch.len().div_ceil(threads.max(1)));
+        let read: Vec<Vec<Result<Stored, ImagingError>>> = std::thread::scope(|scope| {
+            let workers: Vec<_> = parts
+                .map(|part| scope.spawn(move || part.iter().map(|path| read_one(path, side)).collect()))
+                .collect();
+            let join = |worker: std::thread::ScopedJoinHandle<'_, _>| {
+                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            workers.into_iter().map(join).collect()
+        });
+        for picture in read.into_iter().flatten() {
+            all.push(picture?);
+        }
+        if !go_on(all.len() as f32 / paths.len() as f32) {
+            return Err(RealnetError::StoppedEarly);
+        }
+    }
+    Ok(all)
+}
+
+fn read_one(path: &Path, side: usize) -> Result<Stored, ImagingError> {
+    let image = read_image(path)?;
+    let mut input = vec![0.0; side * side * 3];
+    Preprocessor::new(image.width, image.height, None, side, side)?.run(&image.view(), &mut input)?;
+    Ok(Stored::from_normalised(side, &input))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fifth_is_held_out_and_more_of_a_small_set() {
+        let images: Vec<PathBuf> = (0..411).map(|i| format!("{i}.png").into()).collect();
+        let counts = |n: usize| {
+            let (learn, held) = split(&images[..n], 1);
+            assert_eq!(learn.len() + held.len(), n);
+            assert!(learn.iter().all(|p| !held.contains(p)));
+            held.len()
+        };
+        assert_eq!([8, 20, 60, 100, 411].map(counts), [2, 5, 15, 20, 82]);
+        assert_ne!(split(&images, 1).1, split(&images, 2).1);
+    }
+}
