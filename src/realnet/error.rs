@@ -20,8 +20,6 @@ pub enum RealnetError {
     StoppedEarly,
     #[error("teaching failed: the loss became {loss} in iteration {iteration}")]
     Diverged { iteration: usize, loss: f32 },
-    #[error("the model is of the preset `{found}`, which this version does not know (known are small, lean, realnet)")]
-    UnknownPreset { found: String },
     #[error(transparent)]
     Imaging(#[from] ImagingError),
     #[error(transparent)]

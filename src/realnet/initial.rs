@@ -58,12 +58,13 @@ fn uniform(seed: u64, index: usize, shape: Shape, fan_in: usize) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::super::network::train_step;
-    use super::super::spec::Preset;
+    use super::super::spec::NetSpec;
     use super::*;
+    use crate::model::Preset;
 
     #[test]
     fn a_small_network_starts_with_no_reconstruction_and_the_norms_as_identity() {
-        let step = train_step(&Preset::Small.spec()).unwrap();
+        let step = train_step(&NetSpec::of(Preset::Small)).unwrap();
         let mut store = ParamStore::new();
         fill_missing(&step.graph, 1, &mut store);
         let get = |name: &str| &store.get(name).unwrap().data;
@@ -81,7 +82,7 @@ mod tests {
 
     #[test]
     fn another_seed_starts_elsewhere() {
-        let step = train_step(&Preset::Small.spec()).unwrap();
+        let step = train_step(&NetSpec::of(Preset::Small)).unwrap();
         let start = |seed| {
             let mut store = ParamStore::new();
             fill_missing(&step.graph, seed, &mut store);

@@ -3,7 +3,7 @@
 use super::error::RealnetError;
 use super::network::judgement;
 use super::score::{Fusion, Raw, raw};
-use super::spec::{NetSpec, Preset};
+use super::spec::NetSpec;
 use crate::engine::{Options, ParamStore, Program, Threads};
 use crate::imaging::{FrameView, Preprocessor, Roi};
 use crate::model::{Model, Thresholds};
@@ -31,10 +31,8 @@ pub struct Judgement<'a> {
 impl Inspector {
     /// `threads`: how many work on one judgement, the caller's included.
     pub fn new(model: &Model, threads: usize) -> Result<Self, RealnetError> {
-        let found = &model.meta.preset;
-        let preset =
-            Preset::from_name(found).ok_or_else(|| RealnetError::UnknownPreset { found: found.clone() })?;
-        let core = Core::new(preset.spec(), &model.params, &Threads::new(threads.max(1)))?;
+        let spec = NetSpec { input: model.meta.input_width, ..NetSpec::of(model.meta.preset) };
+        let core = Core::new(spec, &model.params, &Threads::new(threads.max(1)))?;
         Ok(Inspector { core, thresholds: model.thresholds() })
     }
 

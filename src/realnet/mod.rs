@@ -21,6 +21,6 @@ mod train;
 
 pub use error::{MIN_PICTURES, RealnetError};
 pub use inspector::{Inspector, Judgement};
-pub use spec::{NetSpec, Preset};
+pub use spec::NetSpec;
 pub use teach::{Lesson, Stage, Taught, teach};
 pub use train::{Ended, Progress};

@@ -3,45 +3,10 @@
 use super::blend::BlendSpec;
 use super::masks::ShapeMix;
 use super::sources::SourceMix;
+use crate::model::Preset;
 use crate::nets::Arch;
 use crate::nets::recon_unet::UnetSpec;
 use crate::nets::rrs_head::{HeadSpec, Selection};
-
-/// Which network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Preset {
-    /// EfficientNet-Lite0 features and two small U-Nets: for CPUs and small boards.
-    Small,
-    /// The paper's wiring with U-Nets and head a quarter as wide.
-    Lean,
-    /// The paper's network on WideResNet50-2.
-    Realnet,
-}
-
-impl Preset {
-    pub const ALL: [Preset; 3] = [Preset::Small, Preset::Lean, Preset::Realnet];
-
-    /// The name on the command line and in model files.
-    pub fn name(self) -> &'static str {
-        match self {
-            Preset::Small => "small",
-            Preset::Lean => "lean",
-            Preset::Realnet => "realnet",
-        }
-    }
-
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|p| p.name() == name)
-    }
-
-    pub fn spec(self) -> NetSpec {
-        match self {
-            Preset::Small => NetSpec::small(),
-            Preset::Lean => NetSpec::paper(self, 8, 64, 32),
-            Preset::Realnet => NetSpec::paper(self, 2, 256, 128),
-        }
-    }
-}
 
 /// One scale of features: where they are tapped, how many are kept, what reconstructs them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,6 +110,14 @@ pub struct NetSpec {
 }
 
 impl NetSpec {
+    pub fn of(preset: Preset) -> Self {
+        match preset {
+            Preset::Small => Self::small(),
+            Preset::Lean => Self::paper(preset, 8, 64, 128),
+            Preset::Realnet => Self::paper(preset, 2, 256, 128),
+        }
+    }
+
     fn small() -> Self {
         let scale = |tap, channels, stride, keep, width| Scale {
             tap,

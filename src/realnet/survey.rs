@@ -125,8 +125,9 @@ pub fn run(
             params.insert(selection_name(index), Tensor::vector(indices));
         }
         if spec.standardise {
-            let of_best = |f: fn(&(f64, f64)) -> f64| best.iter().map(move |c| f(&moments[index][*c]) as f32);
-            let data = of_best(|m| m.0).chain(of_best(|m| m.1 * m.1)).collect();
+            let of_best: Vec<_> = best.iter().map(|c| moments[index][*c]).collect();
+            let means = of_best.iter().map(|m| m.0 as f32);
+            let data = means.chain(of_best.iter().map(|m| (m.1 * m.1) as f32)).collect();
             params.insert(moments_name(index), Tensor::new(Shape::new(1, 1, 2, scale.keep), data));
         }
     }

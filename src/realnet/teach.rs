@@ -186,6 +186,9 @@ fn read_one(path: &Path, side: usize) -> Result<Stored, ImagingError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::imaging::{RgbImage, heatmap};
+    use crate::model::Preset;
+    use crate::nets::{Arch, random_weights};
 
     #[test]
     fn a_fifth_is_held_out_and_more_of_a_small_set() {
@@ -198,5 +201,49 @@ mod tests {
         };
         assert_eq!([8, 20, 60, 100, 411].map(counts), [2, 5, 15, 20, 82]);
         assert_ne!(split(&images, 1).1, split(&images, 2).1);
+    }
+
+    /// Grey noise with a bright bar: something to learn, at a size that a debug build learns in seconds.
+    fn pictures(folder: &Path, count: usize, side: usize) -> Vec<PathBuf> {
+        (0..count)
+            .map(|i| {
+                let mut draw = stream(77, 0, i as u32, Purpose::Textures);
+                let mut image = RgbImage::new(side, side);
+                for (at, p) in image.data.as_chunks_mut::<3>().0.iter_mut().enumerate() {
+                    let bar = if at % side / 8 == 3 { 90.0 } else { 0.0 };
+                    *p = [(100.0 + bar + 12.0 * draw.normal()).clamp(0.0, 255.0) as u8; 3];
+                }
+                let path = folder.join(format!("{i:03}.png"));
+                heatmap::write_png(&path, &image).unwrap();
+                path
+            })
+            .collect()
+    }
+
+    fn tiny(seed: u64, iterations: usize) -> Lesson {
+        let mut spec = NetSpec { input: 64, selection_pictures: 4, normals: 8, ..NetSpec::of(Preset::Small) };
+        spec.optimiser.iterations = iterations;
+        Lesson { spec, seed, deadline: None, threads: 2, textures: vec![] }
+    }
+
+    #[test]
+    fn the_same_lesson_teaches_the_same_network_and_its_held_out_scores_are_numbers() {
+        let folder = tempfile::tempdir().unwrap();
+        let images = pictures(folder.path(), 10, 64);
+        let backbone = random_weights(Arch::EfficientnetLite0, 1);
+        let mut stages = 0;
+        let first = teach(&images, &backbone, &tiny(3, 4), |_| {
+            stages += 1;
+            true
+        })
+        .unwrap();
+        assert_eq!((first.ended.iterations, first.trained_on, first.held_out.len()), (4, 8, 2));
+        assert!(first.held_out.iter().all(|s| s.is_finite()), "{:?}", first.held_out);
+        assert!(stages > 20);
+        let again = teach(&images, &backbone, &tiny(3, 4), |_| true).unwrap();
+        assert!(first.params == again.params, "the same lesson gave another network");
+        assert_eq!(first.held_out, again.held_out);
+        let other = teach(&images, &backbone, &tiny(4, 4), |_| true).unwrap();
+        assert!(first.params != other.params);
     }
 }
