@@ -165,7 +165,7 @@ fn beside(left: &RgbImage, map: &Heatmap) -> RgbImage {
     RgbImage { width: 2 * left.width, height: left.height, data }
 }
 
-fn dataset_failure(error: EvalError) -> Failure {
+pub(super) fn dataset_failure(error: EvalError) -> Failure {
     match error {
         EvalError::Imaging(error) => picture_failure(error),
         EvalError::Missing { .. } => Failure::new(Exit::NoInput, error),

@@ -77,13 +77,13 @@ pub fn recon_unet(g: &mut Graph, x: Value, spec: &UnetSpec, name: &str) -> Graph
         skips[0].push(h);
     }
     let mut block = 0;
-    for level in 0..3 {
+    for (level, skips) in skips.iter_mut().enumerate() {
         let width = spec.width << level;
         if level > 0 {
             if paper {
                 block += 1;
                 h = u.down(g, h, &format!("input_blocks.{block}"))?;
-                skips[level].push(h);
+                skips.push(h);
             } else {
                 h = halve(g, h)?;
             }
@@ -95,7 +95,7 @@ pub fn recon_unet(g: &mut Graph, x: Value, spec: &UnetSpec, name: &str) -> Graph
                 h = u.attend(g, h, &format!("input_blocks.{block}.1"))?;
             }
             if paper || level < 2 {
-                skips[level].push(h);
+                skips.push(h);
             }
         }
     }

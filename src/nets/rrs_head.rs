@@ -80,7 +80,7 @@ pub fn select(g: &mut Graph, residual: Value, selection: Selection, mode: Mode, 
             batch
         }
     };
-    let mut rank = |g: &mut Graph, reduce: Reduce, k: usize| -> GraphResult {
+    let rank = |g: &mut Graph, reduce: Reduce, k: usize| -> GraphResult {
         let over_pixels = [false, true, true, false];
         let key = g.reduce(reduce, residual, over_pixels)?;
         // The normalisation is increasing, so it may follow the reduction.

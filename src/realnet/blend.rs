@@ -106,7 +106,7 @@ mod tests {
     fn grey_normals_get_grey_anomalies() {
         let normals = normals(2, 64, true);
         let sources = Sources::new(1, &normals, vec![], SPEC.sources);
-        assert!(sources.is_grey());
+        assert!(sources.grey);
         for i in 0..40 {
             let b =
                 blend(&mut stream(6, 0, i, Purpose::Blend), &normals[0].picture(), &normals, &sources, &SPEC);

@@ -8,7 +8,7 @@ use crate::model::ModelError;
 use crate::nets::NetError;
 
 /// Fewer good pictures teach nothing and leave none to hold out.
-pub const MIN_PICTURES: usize = 8;
+pub const MIN_PICTURES: usize = 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RealnetError {

@@ -5,8 +5,8 @@ use crate::engine::{
     Adam, Binary, Graph, GraphError, Norm, Op, Pool, Reduce, Resize, Shape, Unary, Value, Window, gradients,
 };
 use crate::nets::recon_unet::recon_unet;
-use crate::nets::{NetError, build};
 use crate::nets::rrs_head::{Mode, head, select};
+use crate::nets::{NetError, build};
 
 /// Standardised features are clamped to ± this many deviations.
 const CLAMP: f32 = 8.0;
@@ -187,8 +187,7 @@ pub fn train_step(spec: &NetSpec) -> Result<TrainStep, GraphError> {
     for (param, grad) in trained.iter().zip(&grads) {
         g.adam(*param, *grad, rate, scale, adam, ADAM_PREFIX)?;
     }
-    let outputs =
-        vec![("loss", loss), ("reconstruction", reconstruction), ("segmentation", segmentation)];
+    let outputs = vec![("loss", loss), ("reconstruction", reconstruction), ("segmentation", segmentation)];
     Ok(TrainStep { graph: g, outputs })
 }
 
@@ -216,10 +215,13 @@ pub fn features(spec: &NetSpec, batch: usize) -> Result<(Graph, Vec<(String, Val
     Ok((g, outputs))
 }
 
+/// A graph and its named outputs.
+pub type Judgement = (Graph, Vec<(&'static str, Value)>);
+
 /// A whole judgement: input `image` 1×S×S×3, normalised. Outputs: `map` 1×S×S×1, probability of an
 /// anomaly; `logit` 1×T×T×1, the difference of the two logits; `pooled`, where the preset scores by
 /// pooled probability; `distance` 1×T×T×1, where it has a bank.
-pub fn judgement(spec: &NetSpec) -> Result<(Graph, Vec<(&'static str, Value)>), NetError> {
+pub fn judgement(spec: &NetSpec) -> Result<Judgement, NetError> {
     let mut g = Graph::new();
     let image = g.input("image", Shape::new(1, spec.input, spec.input, 3));
     let tapped = taps(&mut g, image, spec)?;
@@ -248,7 +250,7 @@ pub fn judgement(spec: &NetSpec) -> Result<(Graph, Vec<(&'static str, Value)>), 
 
 #[cfg(test)]
 mod tests {
-        use super::*;
+    use super::*;
     use crate::model::Preset;
 
     fn count(g: &Graph, prefix: &str) -> usize {
@@ -268,7 +270,8 @@ mod tests {
             let step = train_step(&spec).unwrap();
             let names = |g: &Graph| -> Vec<String> {
                 let of_net = |n: &&str| n.starts_with("recon.") || n.starts_with("rrs.");
-                let mut names: Vec<_> = g.params().map(|(n, _)| n).filter(of_net).map(str::to_owned).collect();
+                let mut names: Vec<_> =
+                    g.params().map(|(n, _)| n).filter(of_net).map(str::to_owned).collect();
                 names.sort();
                 names
             };

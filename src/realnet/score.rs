@@ -107,8 +107,7 @@ mod tests {
 
     #[test]
     fn a_normal_scores_around_zero_and_one_opinion_cannot_drown_the_other() {
-        let normals: Vec<Raw> =
-            (0..11).map(|i| Raw { head: i as f32, distance: 100.0 + i as f32 }).collect();
+        let normals: Vec<Raw> = (0..11).map(|i| Raw { head: i as f32, distance: 100.0 + i as f32 }).collect();
         let fusion = Fusion::of_normals(&normals);
         assert!(fusion.score(normals[5]).abs() < 1e-5);
         let wild = Raw { head: 1e6, distance: 105.0 };

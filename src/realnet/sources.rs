@@ -1,5 +1,7 @@
 //! What an anomaly is painted with: P in A = (1−M)⊙I + (1−δ)M⊙I + δM⊙P.
 
+use std::f32::consts::PI;
+
 use super::augment::{rolled, strong, tone, warped};
 use super::draw::{Draw, Purpose, sign, stream};
 use super::picture::{Picture, Stored};
@@ -37,7 +39,7 @@ pub struct Sources {
     textures: Vec<Stored>,
     noise: Vec<Vec<f32>>,
     /// The good pictures are grey, so anomalies are: colour alone would give them away.
-    grey: bool,
+    pub(super) grey: bool,
 }
 
 impl Sources {
@@ -58,10 +60,6 @@ impl Sources {
         // 12 of 255: sensor noise and JPEG leave less in a grey picture.
         let grey = normals.iter().all(|n| n.colourfulness() < 12);
         Sources { size, mix, textures, noise, grey }
-    }
-
-    pub fn is_grey(&self) -> bool {
-        self.grey
     }
 
     /// Draws P for `picture`, one of `normals`.
@@ -121,7 +119,7 @@ impl Sources {
         let mut p = if draw.chance(0.5) {
             let reach = self.size as f32 / 2.0;
             let shift = [draw.range(-reach, reach), draw.range(-reach, reach)];
-            let (angle, scale) = (draw.range(-3.14, 3.14), draw.range(-1.0, 1.0).exp2());
+            let (angle, scale) = (draw.range(-PI, PI), draw.range(-1.0, 1.0).exp2());
             warped(&texture, angle, scale, shift)
         } else {
             rolled(draw, &texture)

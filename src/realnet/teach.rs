@@ -18,6 +18,7 @@ use super::survey;
 use super::train::{Ended, Progress, Trainer};
 use crate::engine::{ParamStore, Threads};
 use crate::imaging::{ImagingError, Preprocessor, read_image};
+use crate::model::calibration::MIN_SCORES;
 use crate::realnet::network::judgement;
 
 /// At most this many photographs of a texture folder are kept.
@@ -71,8 +72,9 @@ pub fn teach(
     let threads = Threads::new(lesson.threads.max(1));
     let started = Instant::now();
     let (pictures, held_out) = split(images, seed);
-    let pictures =
-        read_all(&pictures, spec.input, lesson.threads, |share| go_on(&Stage::Reading { share: share * 0.9 }))?;
+    let pictures = read_all(&pictures, spec.input, lesson.threads, |share| {
+        go_on(&Stage::Reading { share: share * 0.9 })
+    })?;
     if pictures.iter().all(of_one_colour) {
         return Err(RealnetError::OneColour { first: images[0].clone() });
     }
@@ -128,10 +130,10 @@ pub fn teach(
 }
 
 /// Pictures to learn from and pictures held out: a fifth, at least 20 where that leaves three quarters
-/// to learn from, at most 100.
+/// to learn from, at least what a threshold needs, at most 100.
 fn split(images: &[PathBuf], seed: u64) -> (Vec<PathBuf>, Vec<PathBuf>) {
     let n = images.len();
-    let held = (n / 5).max((n / 4).min(20)).min(MOST_HELD_OUT);
+    let held = (n / 5).max((n / 4).min(20)).clamp(MIN_SCORES, MOST_HELD_OUT);
     let order = stream(seed, 0, 0, Purpose::Split).permutation(n);
     let take = |part: &[usize]| {
         let mut part = part.to_vec();
@@ -199,7 +201,7 @@ mod tests {
             assert!(learn.iter().all(|p| !held.contains(p)));
             held.len()
         };
-        assert_eq!([8, 20, 60, 100, 411].map(counts), [2, 5, 15, 20, 82]);
+        assert_eq!([10, 20, 60, 100, 411].map(counts), [5, 5, 15, 20, 82]);
         assert_ne!(split(&images, 1).1, split(&images, 2).1);
     }
 
@@ -237,7 +239,7 @@ mod tests {
             true
         })
         .unwrap();
-        assert_eq!((first.ended.iterations, first.trained_on, first.held_out.len()), (4, 8, 2));
+        assert_eq!((first.ended.iterations, first.trained_on, first.held_out.len()), (4, 5, 5));
         assert!(first.held_out.iter().all(|s| s.is_finite()), "{:?}", first.held_out);
         assert!(stages > 20);
         let again = teach(&images, &backbone, &tiny(3, 4), |_| true).unwrap();
