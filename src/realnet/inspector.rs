@@ -1,12 +1,14 @@
 //! A taught model, compiled and ready to judge frames.
 
 use super::error::RealnetError;
-use super::network::judgement;
+use super::initial::fill_missing;
+use super::network::{judgement, selection_name};
 use super::score::{Fusion, Raw, raw};
 use super::spec::NetSpec;
-use crate::engine::{Options, ParamStore, Program, Threads};
+use crate::engine::{Options, ParamStore, Program, Tensor, Threads};
 use crate::imaging::{FrameView, Preprocessor, Roi};
-use crate::model::{Model, Thresholds};
+use crate::model::{Model, Preset, Thresholds};
+use crate::nets::random_weights;
 
 /// Frame geometries that are kept prepared; lines of several cameras take turns.
 const PREPARED: usize = 8;
@@ -34,6 +36,20 @@ impl Inspector {
         let spec = NetSpec { input: model.meta.input_width, ..NetSpec::of(model.meta.preset) };
         let core = Core::new(spec, &model.params, &Threads::new(threads.max(1)))?;
         Ok(Inspector { core, thresholds: model.thresholds() })
+    }
+
+    /// Nothing but random weights: its scores mean nothing, its time is a taught one's. For
+    /// `inspectd bench`.
+    pub fn untaught(preset: Preset, threads: usize) -> Result<Self, RealnetError> {
+        let spec = NetSpec::of(preset);
+        let mut params = random_weights(spec.backbone, 1);
+        for (index, scale) in spec.scales.iter().enumerate() {
+            let first = (0..scale.keep).map(|channel| channel as f32).collect();
+            params.insert(selection_name(index), Tensor::vector(first));
+        }
+        fill_missing(&judgement(&spec)?.0, 1, &mut params);
+        let core = Core::new(spec, &params, &Threads::new(threads.max(1)))?;
+        Ok(Inspector { core, thresholds: Thresholds { unsure: 0.0, bad: 1.0 } })
     }
 
     pub fn thresholds(&self) -> Thresholds {
