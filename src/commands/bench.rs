@@ -77,11 +77,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         writeln!(out, "{n} threads, {isa}, {peak:.0} GFLOP/s on registers").map_err(Failure::stdout)?;
         writeln!(out, "{HEADER}").map_err(Failure::stdout)?;
     }
-    let only_lines = cases.iter().all(Case::needs_model);
     for case in &cases {
-        if case.needs_model() && args.model.is_none() && !only_lines {
-            continue;
-        }
         let line = measure(case, &threads, &args)?;
         if args.json {
             let text = serde_json::to_string(&line).map_err(|error| Failure::new(Exit::Internal, error))?;
@@ -197,6 +193,15 @@ mod tests {
         let failure = run(args).unwrap_err();
         assert_eq!(failure.exit(), Exit::Usage);
         assert!(failure.to_string().contains("op/conv3x3/64x64x128"), "{failure}");
+    }
+
+    #[test]
+    fn a_frame_is_timed_without_a_model_at_hand() {
+        let args = Args { filter: None, json: true, model: None, threads: Some(1) };
+        let line =
+            measure(&Case::Line(crate::model::Preset::Small), &Threads::new(1), &args).expect("it runs");
+        assert_eq!((line.name.as_str(), line.gflops), ("line/small/256", None));
+        assert!(line.us > 0.0);
     }
 
     #[test]

@@ -209,10 +209,6 @@ impl Case {
         }
     }
 
-    pub fn needs_model(&self) -> bool {
-        matches!(self, Self::Line(_))
-    }
-
     pub fn prepare(&self, threads: &Threads, model: Option<&Path>) -> Result<Prepared, Failure> {
         match self {
             Self::Op(op) => {
@@ -299,12 +295,17 @@ fn fill_inputs(g: &Graph, program: &mut Program) -> Result<(), Failure> {
 
 /// From the frame in memory to score and map, as an inference thread of the daemon does it.
 fn line(preset: Preset, threads: &Threads, model: Option<&Path>) -> Result<Prepared, Failure> {
-    let Some(path) = model else {
-        return Err(Failure::say(Exit::Usage, format!("line/{preset}/256 needs a model"))
-            .hint("inspectd bench --filter line/ --model FILE"));
+    let mut inspector = match model {
+        Some(path) => {
+            let model = Model::load(path).or_exit(Exit::Data)?;
+            if model.meta.preset != preset {
+                let message = format!("{} is of preset {}, not {preset}", path.display(), model.meta.preset);
+                return Err(Failure::say(Exit::Data, message));
+            }
+            Inspector::new(&model, threads.threads()).or_exit(Exit::Data)?
+        }
+        None => Inspector::untaught(preset, threads.threads()).or_exit(Exit::Internal)?,
     };
-    let model = Model::load(path).or_exit(Exit::Data)?;
-    let mut inspector = Inspector::new(&model, threads.threads()).or_exit(Exit::Data)?;
     let (width, height) = (640, 480);
     let data = noise(width * height * 3, 7).into_iter().map(|x| ((x + 0.5) * 255.0) as u8).collect();
     let image = RgbImage { width, height, data };
