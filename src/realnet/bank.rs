@@ -5,7 +5,7 @@ use super::network::{BANK_BIAS, BANK_WEIGHT};
 use crate::engine::{ParamStore, Shape, Tensor};
 
 /// Patches that the coreset is chosen from; greedy selection reads all of them once per vector.
-const CANDIDATES: usize = 24_000;
+const CANDIDATES: usize = 60_000;
 
 /// Gathers candidates evenly over pictures.
 #[derive(Debug)]

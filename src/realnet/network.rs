@@ -26,6 +26,9 @@ pub fn moments_name(index: usize) -> String {
 }
 
 pub const BANK_WEIGHT: &str = "bank.weight";
+/// Mean distance of normals at every position: what lies at the border sees padding, is rarer, and is
+/// farther from everything without being worse.
+pub const BANK_USUAL: &str = "bank.usual";
 pub const BANK_BIAS: &str = "bank.bias";
 
 fn unet_name(index: usize) -> String {
@@ -205,6 +208,17 @@ pub fn survey(spec: &NetSpec, batch: usize) -> Result<(Graph, Vec<(String, Value
     Ok((g, outputs))
 }
 
+/// The bank alone: input `image` 1×S×S×3, output the distance of every position.
+pub fn distances(spec: &NetSpec, bank: &BankSpec) -> Result<(Graph, Value), NetError> {
+    let mut g = Graph::new();
+    let image = g.input("image", Shape::new(1, spec.input, spec.input, 3));
+    let tapped: Vec<_> =
+        build(&mut g, spec.backbone, image, &bank.taps.map(|t| t.0))?.into_iter().map(|t| t.1).collect();
+    let x = patches(&mut g, &tapped)?;
+    let far = distance(&mut g, x, bank)?;
+    Ok((g, far))
+}
+
 /// Features as they are reconstructed: input `image` N×S×S×3, outputs `kept.{i}` per scale.
 pub fn features(spec: &NetSpec, batch: usize) -> Result<(Graph, Vec<(String, Value)>), NetError> {
     let mut g = Graph::new();
@@ -243,7 +257,10 @@ pub fn judgement(spec: &NetSpec) -> Result<Judgement, NetError> {
     }
     if let Some(bank) = &spec.bank {
         let x = patches(&mut g, bank_taps)?;
-        outputs.push(("distance", distance(&mut g, x, bank)?));
+        let far = distance(&mut g, x, bank)?;
+        let s = g.shape(far);
+        let usual = g.param(BANK_USUAL, Shape::new(1, s.h(), s.w(), 1))?;
+        outputs.push(("distance", g.sub(far, usual)?));
     }
     Ok((g, outputs))
 }

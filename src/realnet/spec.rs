@@ -138,7 +138,7 @@ impl NetSpec {
             head: HeadSpec::Small { width: 16 },
             target: Target::Cells,
             score: ImageScore::TopLogits(3),
-            bank: Some(BankSpec { taps: [("block4", 40), ("block10", 112)], vectors: 1024, top: 10 }),
+            bank: Some(BankSpec { taps: [("block4", 40), ("block10", 112)], vectors: 2000, top: 10 }),
             blends: BlendSpec {
                 shapes: ShapeMix::INDUSTRIAL,
                 sources: SourceMix::INDUSTRIAL,

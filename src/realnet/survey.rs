@@ -6,11 +6,11 @@ use super::bank::Candidates;
 use super::blend::blend;
 use super::draw::{Purpose, stream};
 use super::error::RealnetError;
-use super::network::{moments_name, selection_name, survey};
+use super::network::{BANK_USUAL, distances, moments_name, selection_name, survey};
 use super::picture::{Picture, Stored};
 use super::sources::Sources;
-use super::spec::NetSpec;
-use crate::engine::{Options, ParamStore, Program, Shape, Tensor, Threads};
+use super::spec::{BankSpec, NetSpec};
+use crate::engine::{Options, ParamStore, Pool, Program, Shape, Tensor, Threads, Window};
 
 /// Normals that the channels' mean and deviation are taken from.
 const STATISTICS_PICTURES: usize = 64;
@@ -18,6 +18,7 @@ const STATISTICS_PICTURES: usize = 64;
 const DEVIATION_FLOOR: f64 = 1e-3;
 /// Normals whose patches are candidates for the bank.
 const BANK_PICTURES: usize = 400;
+const MOST_SET_APART: usize = 48;
 /// Blends whose changes are scaled together in feature selection.
 const SELECTION_BATCH: usize = 16;
 const CLAMP: f32 = 8.0;
@@ -43,6 +44,8 @@ pub fn run(
     let order = stream(seed, 0, 0, Purpose::Select).permutation(pictures.len());
     let statistics = order.len().min(STATISTICS_PICTURES);
     let banked = if spec.bank.is_some() { order.len().min(BANK_PICTURES) } else { statistics };
+    // These give the bank nothing, so that they can say how far normals usually are from it.
+    let set_apart = (banked / 4).min(MOST_SET_APART);
     let selects = spec.scales.iter().any(|s| s.keep < s.channels);
     let blends = if selects { spec.selection_pictures } else { 0 };
     let work = (banked + 2 * blends) as f32;
@@ -55,10 +58,10 @@ pub fn run(
     };
 
     let mut sums: Vec<Vec<(f64, f64)>> = spec.scales.iter().map(|s| vec![(0.0, 0.0); s.channels]).collect();
-    let mut candidates = spec.bank.as_ref().map(|b| Candidates::new(seed, b.channels(), banked));
+    let mut candidates = spec.bank.as_ref().map(|b| Candidates::new(seed, b.channels(), banked - set_apart));
     for (i, at) in order.iter().take(banked).enumerate() {
         look(&mut program, &pictures[*at].picture())?;
-        if let Some(candidates) = &mut candidates {
+        if let Some(candidates) = candidates.as_mut().filter(|_| i >= set_apart) {
             candidates.add(program.output("patches")?);
         }
         if i < statistics {
@@ -133,8 +136,34 @@ pub fn run(
     }
     if let (Some(bank), Some(candidates)) = (&spec.bank, candidates) {
         candidates.into_params(bank.vectors, threads.threads(), params);
+        let apart: Vec<_> = order.iter().take(set_apart).map(|at| &pictures[*at]).collect();
+        let usual = usual_distance(spec, bank, &apart, params, threads)?;
+        params.insert(BANK_USUAL, usual);
     }
     Ok(())
+}
+
+/// Mean distance at every position over pictures that gave the bank nothing, averaged over 3×3
+/// neighbours as few pictures are noisy.
+fn usual_distance(
+    spec: &NetSpec,
+    bank: &BankSpec,
+    pictures: &[&Stored],
+    params: &ParamStore,
+    threads: &Threads,
+) -> Result<Tensor, RealnetError> {
+    let (mut g, far) = distances(spec, bank)?;
+    let smooth = g.pool(Pool::Avg, far, Window { size: 3, stride: 1, pad: 1 })?;
+    let mut program = Program::compile(&g, &[("distance", smooth)], params, threads, Options::default())?;
+    let mut mean = Tensor::zeros(g.shape(smooth));
+    for picture in pictures {
+        picture.picture().normalised_into(program.input_mut("image")?);
+        program.run();
+        for (sum, d) in mean.data.iter_mut().zip(program.output("distance")?) {
+            *sum += d / pictures.len() as f32;
+        }
+    }
+    Ok(mean)
 }
 
 fn add_squares(features: &[f32], sums: &mut [(f64, f64)]) {
