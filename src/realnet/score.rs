@@ -7,7 +7,10 @@ use crate::engine::{ParamStore, Program, Tensor};
 /// Parameter: mean and variance, over held-out normals, of the head's score and of the bank's distance.
 pub const SCORE_MOMENTS: &str = "score.moments";
 /// Deviations from normals' mean beyond which one opinion counts no more: it must not drown the other.
-const CLIP: [f32; 2] = [-3.0, 12.0];
+const CLIP: [f32; 2] = [-3.0, 8.0];
+/// Weights of head and bank: the head sees small defects that the bank doesn't, the bank defects unlike
+/// any training anomaly. Of 1:1, 2:1, 3:1 and 5:1, 2:1 cost the textures least for what cells gained.
+const WEIGHTS: [f32; 2] = [2.0 / 3.0, 1.0 / 3.0];
 
 /// The head's score and the bank's distance (0 without one).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -61,14 +64,14 @@ impl Fusion {
         }
     }
 
-    /// The mean of both, each in deviations from normals' mean.
+    /// The weighted mean of both, each in deviations from normals' mean.
     pub fn score(&self, raw: Raw) -> f32 {
         let z = |x: f32, [mean, deviation]: [f32; 2]| {
             let z = (x - mean) / deviation;
             // NaN stays NaN: a broken judgement must not look good.
             if z.is_nan() { z } else { z.clamp(CLIP[0], CLIP[1]) }
         };
-        (z(raw.head, self.head) + z(raw.distance, self.distance)) / 2.0
+        WEIGHTS[0] * z(raw.head, self.head) + WEIGHTS[1] * z(raw.distance, self.distance)
     }
 }
 
@@ -111,7 +114,7 @@ mod tests {
         let fusion = Fusion::of_normals(&normals);
         assert!(fusion.score(normals[5]).abs() < 1e-5);
         let wild = Raw { head: 1e6, distance: 105.0 };
-        assert!((fusion.score(wild) - CLIP[1] / 2.0).abs() < 1e-5);
+        assert!((fusion.score(wild) - CLIP[1] * WEIGHTS[0]).abs() < 1e-5);
         assert!(fusion.score(Raw { head: f32::NAN, distance: 105.0 }).is_nan());
         let mut params = ParamStore::new();
         params.insert(SCORE_MOMENTS, fusion.to_tensor());
