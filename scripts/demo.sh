@@ -48,7 +48,10 @@ fi
 
 mkdir -p demo
 model=demo/solar_cells.safetensors
-if [[ $again == yes || ! -f $model ]]; then
+# A model of an older version may not fit this one: what cannot judge a picture is taught anew.
+probe=$(find data/elpv_mono/train/good -name '*.png' -print -quit)
+usable() { [[ -f $model ]] && "$inspectd" judge --model "$model" "$probe" >/dev/null 2>&1; }
+if [[ $again == yes ]] || ! usable; then
     say "Teaching on $(find data/elpv_mono/train/good -name '*.png' | wc -l) pictures of good solar cells, at most $minutes minutes"
     "$inspectd" teach --images data/elpv_mono --out "$model" --minutes "$minutes"
 else
