@@ -212,6 +212,8 @@ fn double(g: &mut Graph, x: Value) -> GraphResult {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::philox::Stream;
+    use crate::engine::{Options, ParamStore, Program, Tensor, Threads};
 
     /// Number of scalars in all parameters, and of parameter tensors.
     fn built(spec: UnetSpec, side: usize) -> (usize, usize) {
@@ -257,5 +259,33 @@ mod tests {
         let x = g.input("x", Shape::new(1, 30, 32, 48));
         let error = recon_unet(&mut g, x, &UnetSpec::plain(48, 16), "recon.block2").unwrap_err();
         assert!(error.to_string().starts_with("recon.block2: "), "{error}");
+    }
+
+    /// The output convolution starts at zero, so an untaught reconstruction is exactly zero; with one
+    /// bias set, that channel is exactly the bias, whatever went through attention and both resamplings.
+    #[test]
+    fn the_papers_form_runs_and_reconstructs_nothing_before_it_is_taught() {
+        let spec = UnetSpec::paper(64, 32);
+        let mut g = Graph::new();
+        let x = g.input("x", Shape::new(2, 8, 8, 64));
+        let y = recon_unet(&mut g, x, &spec, "recon.block1_recon").unwrap();
+        let mut rng = Stream::new(5, 0, 0, 0).rng();
+        let mut params = ParamStore::new();
+        for (name, v) in g.params() {
+            let mut tensor = Tensor::zeros(g.shape(v));
+            if !starts_at_zero(name) {
+                tensor.data.iter_mut().for_each(|w| *w = rng.range(-0.1, 0.1));
+            }
+            params.insert(name, tensor);
+        }
+        let mut bias = Tensor::zeros(Shape::vector(64));
+        bias.data[3] = 0.5;
+        params.insert("recon.block1_recon.out.2.bias", bias);
+        let mut p = Program::compile(&g, &[("y", y)], &params, &Threads::new(2), Options::default()).unwrap();
+        p.input_mut("x").unwrap().iter_mut().for_each(|v| *v = rng.normal());
+        p.run();
+        for row in p.output("y").unwrap().chunks_exact(64) {
+            assert!(row.iter().enumerate().all(|(c, v)| *v == if c == 3 { 0.5 } else { 0.0 }), "{row:?}");
+        }
     }
 }

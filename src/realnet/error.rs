@@ -10,6 +10,9 @@ use crate::nets::NetError;
 /// Fewer good pictures teach nothing and leave none to hold out.
 pub const MIN_PICTURES: usize = 10;
 
+/// Largest side of a network's input, pixels: what a model file claims decides how much memory is taken.
+pub const MAX_INPUT: usize = 1024;
+
 #[derive(Debug, thiserror::Error)]
 pub enum RealnetError {
     #[error("too few good pictures: {found}, at least {MIN_PICTURES} are needed (50 or more are better)")]
@@ -20,6 +23,11 @@ pub enum RealnetError {
     StoppedEarly,
     #[error("teaching failed: the loss became {loss} in iteration {iteration}")]
     Diverged { iteration: usize, loss: f32 },
+    #[error(
+        "the model's input is {width}×{height} pixels; it must be square, a multiple of 32 and at most \
+         {MAX_INPUT}: the model was not made by `inspectd teach`"
+    )]
+    InputSize { width: usize, height: usize },
     #[error(transparent)]
     Imaging(#[from] ImagingError),
     #[error(transparent)]

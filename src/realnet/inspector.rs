@@ -1,6 +1,6 @@
 //! A taught model, compiled and ready to judge frames.
 
-use super::error::RealnetError;
+use super::error::{MAX_INPUT, RealnetError};
 use super::initial::fill_missing;
 use super::network::{judgement, selection_name};
 use super::score::{Fusion, Raw, raw};
@@ -33,7 +33,11 @@ pub struct Judgement<'a> {
 impl Inspector {
     /// `threads`: how many work on one judgement, the caller's included.
     pub fn new(model: &Model, threads: usize) -> Result<Self, RealnetError> {
-        let spec = NetSpec { input: model.meta.input_width, ..NetSpec::of(model.meta.preset) };
+        let (width, height) = (model.meta.input_width, model.meta.input_height);
+        if width != height || width == 0 || width % 32 != 0 || width > MAX_INPUT {
+            return Err(RealnetError::InputSize { width, height });
+        }
+        let spec = NetSpec { input: width, ..NetSpec::of(model.meta.preset) };
         let core = Core::new(spec, &model.params, &Threads::new(threads.max(1)))?;
         Ok(Inspector { core, thresholds: model.thresholds() })
     }
