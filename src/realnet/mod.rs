@@ -19,6 +19,11 @@ mod teach;
 mod textures;
 mod train;
 
+/// True from `until` on; without a limit never.
+fn time_is_up(until: Option<std::time::Instant>) -> bool {
+    until.is_some_and(|until| std::time::Instant::now() >= until)
+}
+
 pub use error::{MIN_PICTURES, RealnetError};
 pub use inspector::{Inspector, Judgement};
 pub use spec::NetSpec;

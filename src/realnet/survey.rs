@@ -1,6 +1,8 @@
 //! What is learnt before training: how strong each feature channel is in normals, which channels show
 //! anomalies, and which patches normals have.
 
+use std::time::Instant;
+
 use super::afs::Selection;
 use super::bank::Candidates;
 use super::blend::blend;
@@ -10,6 +12,7 @@ use super::network::{BANK_USUAL, distances, moments_name, selection_name, survey
 use super::picture::{Picture, Stored};
 use super::sources::Sources;
 use super::spec::{BankSpec, NetSpec};
+use super::time_is_up;
 use crate::engine::{Options, ParamStore, Pool, Program, Shape, Tensor, Threads, Window};
 
 /// Normals that the channels' mean and deviation are taken from.
@@ -21,13 +24,17 @@ const BANK_PICTURES: usize = 400;
 const MOST_SET_APART: usize = 48;
 /// Blends whose changes are scaled together in feature selection.
 const SELECTION_BATCH: usize = 16;
+/// However little time there is, this many normals are looked at, and one batch of blends.
+const LEAST_PICTURES: usize = 8;
 const CLAMP: f32 = 8.0;
 
 /// Mean and deviation of one channel.
 type Moments = Vec<(f64, f64)>;
 
 /// Runs the survey and adds `afs.indexes.…`, `features.….moments` and `bank.…` to `params`.
-/// `go_on(done)` is asked after every picture with the share done; false ends with `StoppedEarly`.
+/// `go_on(done)` is asked after every picture with the share done; false ends with `StoppedEarly`. From
+/// `until` on, fewer pictures must do: half of the time is for normals, the rest for blends.
+#[allow(clippy::too_many_arguments)]
 pub fn run(
     spec: &NetSpec,
     seed: u64,
@@ -35,8 +42,10 @@ pub fn run(
     sources: &Sources,
     params: &mut ParamStore,
     threads: &Threads,
+    until: Option<Instant>,
     mut go_on: impl FnMut(f32) -> bool,
 ) -> Result<(), RealnetError> {
+    let half = until.map(|until| Instant::now() + until.saturating_duration_since(Instant::now()) / 2);
     let (g, outputs) = survey(spec, 1)?;
     let named: Vec<_> = outputs.iter().map(|(n, v)| (n.as_str(), *v)).collect();
     let mut program = Program::compile(&g, &named, params, threads, Options::default())?;
@@ -59,7 +68,12 @@ pub fn run(
 
     let mut sums: Vec<Vec<(f64, f64)>> = spec.scales.iter().map(|s| vec![(0.0, 0.0); s.channels]).collect();
     let mut candidates = spec.bank.as_ref().map(|b| Candidates::new(seed, b.channels(), banked - set_apart));
+    let mut looked = 0;
     for (i, at) in order.iter().take(banked).enumerate() {
+        if i >= LEAST_PICTURES.max(set_apart + 1) && time_is_up(half) {
+            break;
+        }
+        looked += 1;
         look(&mut program, &pictures[*at].picture())?;
         if let Some(candidates) = candidates.as_mut().filter(|_| i >= set_apart) {
             candidates.add(program.output("patches")?);
@@ -70,6 +84,7 @@ pub fn run(
             }
         }
     }
+    let statistics = statistics.min(looked);
     let moments: Vec<Moments> = spec
         .scales
         .iter()
@@ -89,7 +104,7 @@ pub fn run(
     let mut selections: Vec<_> = spec.scales.iter().map(|s| Selection::new(s.channels)).collect();
     let mut left = blends;
     let mut painted = 0;
-    while left > 0 {
+    while left > 0 && (left == blends || !time_is_up(until)) {
         let batch = left.min(SELECTION_BATCH);
         left -= batch;
         let mut features = vec![[vec![], vec![]]; spec.scales.len()];

@@ -26,6 +26,14 @@ const TEXTURES: usize = 400;
 /// Held-out normals beyond this add little to a threshold.
 const MOST_HELD_OUT: usize = 100;
 
+/// Shares of the time left that the survey, and after it the first features, may take: the rest is for
+/// training. Without hurry both need far less.
+const SURVEY_SHARE: f32 = 0.35;
+const CACHE_SHARE: f32 = 0.2;
+
+/// At most this many pictures, chosen at random, are learnt from: prepared, they take 0.4 GB.
+const MOST_PICTURES: usize = 2000;
+
 /// What to teach with.
 #[derive(Clone, Debug)]
 pub struct Lesson {
@@ -91,15 +99,21 @@ pub fn teach(
     let sources = Sources::new(seed, &pictures, textures, spec.blends.sources);
 
     let mut params = backbone.clone();
-    survey::run(spec, seed, &pictures, &sources, &mut params, &threads, |share| {
+    let surveyed = Instant::now();
+    let mut looks = 0;
+    let until = lesson.deadline.map(|d| share_of_time(d, SURVEY_SHARE));
+    survey::run(spec, seed, &pictures, &sources, &mut params, &threads, until, |share| {
+        looks += 1;
         go_on(&Stage::Surveying { share })
     })?;
 
-    // Judging the held-out ones costs about what reading as many did, and the network's time on top.
-    let per_picture = reading / pictures.len().max(1) as u32 + Duration::from_millis(60);
+    // Judging a held-out picture costs about what reading it did, the backbone's pass, and some three
+    // times that for the rest of the network.
+    let per_picture = reading / pictures.len().max(1) as u32 + surveyed.elapsed() / looks.max(1) * 4;
     let reserve = per_picture * held_out.len() as u32 + Duration::from_secs(2);
     let deadline = lesson.deadline.map(|d| d.checked_sub(reserve).unwrap_or(d));
-    let mut trainer = Trainer::new(spec, seed, &pictures, &sources, &params, &threads)?;
+    let until = deadline.map(|d| share_of_time(d, CACHE_SHARE));
+    let mut trainer = Trainer::new(spec, seed, &pictures, &sources, &params, &threads, until)?;
     let ended = trainer.run(deadline, |progress| go_on(&Stage::Training(*progress)))?;
     params.extend(trainer.into_params());
 
@@ -129,8 +143,14 @@ pub fn teach(
     Ok(Taught { params: kept, held_out: scores, trained_on: pictures.len(), ended })
 }
 
+/// When `share` of the time from now to `deadline` will have passed.
+fn share_of_time(deadline: Instant, share: f32) -> Instant {
+    let now = Instant::now();
+    now + deadline.saturating_duration_since(now).mul_f32(share)
+}
+
 /// Pictures to learn from and pictures held out: a fifth, at least 20 where that leaves three quarters
-/// to learn from, at least what a threshold needs, at most 100.
+/// to learn from, at least what a threshold needs, at most 100. Of very many pictures not all are used.
 fn split(images: &[PathBuf], seed: u64) -> (Vec<PathBuf>, Vec<PathBuf>) {
     let n = images.len();
     let held = (n / 5).max((n / 4).min(20)).clamp(MIN_SCORES, MOST_HELD_OUT);
@@ -140,7 +160,8 @@ fn split(images: &[PathBuf], seed: u64) -> (Vec<PathBuf>, Vec<PathBuf>) {
         part.sort_unstable();
         part.into_iter().map(|i| images[i].clone()).collect()
     };
-    (take(&order[held..]), take(&order[..held]))
+    let learn = &order[held..];
+    (take(&learn[..learn.len().min(MOST_PICTURES)]), take(&order[..held]))
 }
 
 fn of_one_colour(picture: &Stored) -> bool {
@@ -202,6 +223,9 @@ mod tests {
             held.len()
         };
         assert_eq!([10, 20, 60, 100, 411].map(counts), [5, 5, 15, 20, 82]);
+        let many: Vec<PathBuf> = (0..5000).map(|i| format!("{i}.png").into()).collect();
+        let (learn, held) = split(&many, 1);
+        assert_eq!((learn.len(), held.len()), (MOST_PICTURES, MOST_HELD_OUT));
         assert_ne!(split(&images, 1).1, split(&images, 2).1);
     }
 

@@ -12,6 +12,7 @@ use super::network::{ADAM_PREFIX, features, train_step};
 use super::picture::{Picture, Stored};
 use super::sources::Sources;
 use super::spec::{NetSpec, Target};
+use super::time_is_up;
 use crate::engine::{Options, ParamStore, Program, Threads};
 
 /// A cell counts as anomalous where the mask covers more than this share of it.
@@ -75,7 +76,8 @@ pub struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    /// `params`: the backbone, the chosen channels and their moments.
+    /// `params`: the backbone, the chosen channels and their moments. From `until` on, as few pictures as
+    /// a batch needs are cached.
     pub fn new(
         spec: &'a NetSpec,
         seed: u64,
@@ -83,6 +85,7 @@ impl<'a> Trainer<'a> {
         sources: &'a Sources,
         params: &ParamStore,
         threads: &Threads,
+        until: Option<Instant>,
     ) -> Result<Self, RealnetError> {
         let (g, outputs) = features(spec, spec.fresh)?;
         let named: Vec<_> = outputs.iter().map(|(n, v)| (n.as_str(), *v)).collect();
@@ -102,8 +105,10 @@ impl<'a> Trainer<'a> {
             ring: VecDeque::new(),
             painted: 0,
         };
-        trainer.cache_normals()?;
-        while trainer.ring.len() < FIRST_BLENDS.min(spec.ring) {
+        trainer.cache_normals(until)?;
+        while trainer.ring.is_empty()
+            || trainer.ring.len() < FIRST_BLENDS.min(spec.ring) && !time_is_up(until)
+        {
             trainer.paint()?;
         }
         Ok(trainer)
@@ -134,7 +139,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// Every picture once as it is (as far as `normals` reaches), then again at another brightness.
-    fn cache_normals(&mut self) -> Result<(), RealnetError> {
+    fn cache_normals(&mut self, until: Option<Instant>) -> Result<(), RealnetError> {
         let all = self.pictures.len();
         let mut draw = stream(self.seed, 0, 0, Purpose::Normals);
         let mut order = draw.permutation(all);
@@ -143,6 +148,9 @@ impl<'a> Trainer<'a> {
         order.truncate(plain);
         let mut batch = vec![];
         for i in 0..total {
+            if !self.normals.is_empty() && batch.is_empty() && time_is_up(until) {
+                break;
+            }
             let mut picture = self.pictures[order[i % plain]].picture();
             if i >= plain {
                 let factor = draw.range(1.0 - BRIGHTNESS, 1.0 + BRIGHTNESS);
@@ -235,10 +243,12 @@ impl<'a> Trainer<'a> {
             // same model, on every machine.
             let by_count = iteration as f32 / o.iterations as f32;
             let by_time = budget.map_or(0.0, |b| elapsed / b);
-            if by_time >= 1.0 {
+            // The next iteration takes what the others took on average; one there always is.
+            let next = elapsed / iteration.max(1) as f32;
+            if iteration > 0 && budget.is_some_and(|b| elapsed + next >= b) {
                 break;
             }
-            let done = by_count.max(by_time);
+            let done = by_count.max(by_time).min(1.0);
             self.paint()?;
             self.fill_batch(&mut stream(self.seed, iteration as u32, 0, Purpose::Batch))?;
             let t = iteration as i32 + 1;
