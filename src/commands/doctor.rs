@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::teach::weights_folders;
 use super::{Exit, Failure};
 use crate::{capture, config, kernels};
 
-/// Where `scripts/setup.sh` and `inspectd import` put the backbone that `teach` starts from.
-const WEIGHTS: &str = "weights/efficientnet_lite0.safetensors";
-const DOWNLOADED_WEIGHTS: &str = "weights/efficientnet_lite0.pth";
+/// The backbone that `teach` starts from, imported (`inspectd import`) or as downloaded (`scripts/setup.sh`).
+const WEIGHTS: [&str; 2] = ["efficientnet_lite0.safetensors", "efficientnet_lite0.pth"];
 /// What the unit file starts the daemon with.
 const CONFIG: &str = "/etc/inspectd/inspectd.toml";
 const STATE_DIR: &str = "/var/lib/inspectd";
@@ -88,7 +88,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
 fn examine(config: Option<&Path>) -> Vec<Finding> {
     let mut findings = vec![processor(), memory(&fs::read_to_string("/proc/meminfo").unwrap_or_default())];
     findings.extend(gstreamer());
-    findings.push(weights(Path::new(".")));
+    findings.push(weights(&weights_folders()));
     findings.push(gpu_kernels());
     findings.push(nvidia_driver());
     findings.push(configuration(config));
@@ -236,22 +236,19 @@ fn plugins(version: &str, missing: &[Element]) -> Vec<Finding> {
     findings
 }
 
-fn weights(root: &Path) -> Finding {
+/// Looks where `teach` looks.
+fn weights(folders: &[PathBuf]) -> Finding {
     let check = "weights";
-    let import =
-        format!("inspectd import --from {DOWNLOADED_WEIGHTS} --arch efficientnet_lite0 --out {WEIGHTS}");
-    if root.join(WEIGHTS).is_file() {
-        Finding::new(check, State::Ok, format!("{WEIGHTS}, to teach from"))
-    } else if root.join(DOWNLOADED_WEIGHTS).is_file() {
-        Finding::new(
+    let found =
+        folders.iter().flat_map(|folder| WEIGHTS.map(|name| folder.join(name))).find(|path| path.is_file());
+    match found {
+        Some(path) => Finding::new(check, State::Ok, format!("{}, to teach from", path.display())),
+        None => Finding::new(
             check,
             State::Note,
-            format!("{DOWNLOADED_WEIGHTS} is there but not imported; teaching needs it"),
+            format!("no {} in any weights folder; teaching needs it, judging does not", WEIGHTS[0]),
         )
-        .fix(import)
-    } else {
-        Finding::new(check, State::Note, format!("no {WEIGHTS} here; teaching needs it, judging does not"))
-            .fix(format!("scripts/setup.sh --only weights && {import}"))
+        .fix("scripts/setup.sh --only weights"),
     }
 }
 
@@ -404,14 +401,16 @@ mod tests {
     }
 
     #[test]
-    fn weights_that_are_not_there_or_not_imported_say_the_next_command() {
+    fn weights_are_looked_for_where_teach_looks() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(weights(dir.path()).fix.is_some_and(|f| f.starts_with("scripts/setup.sh")));
-        fs::create_dir(dir.path().join("weights")).unwrap();
-        fs::write(dir.path().join(DOWNLOADED_WEIGHTS), "").unwrap();
-        assert!(weights(dir.path()).fix.is_some_and(|f| f.starts_with("inspectd import")));
-        fs::write(dir.path().join(WEIGHTS), "").unwrap();
-        assert_eq!(weights(dir.path()).state, State::Ok);
+        let folders = [dir.path().join("none"), dir.path().to_path_buf()];
+        assert!(weights(&folders).fix.is_some_and(|f| f.starts_with("scripts/setup.sh")));
+        for name in WEIGHTS {
+            fs::write(dir.path().join(name), "").unwrap();
+            let found = weights(&folders);
+            assert_eq!(found.state, State::Ok);
+            fs::remove_file(dir.path().join(name)).unwrap();
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::engine::ParamStore;
 use crate::eval::teaching_images;
 use crate::imaging::list_images;
 use crate::model::{
-    Backbone, Calibration, CalibrationRule, Model, ModelMeta, Preset, Training, calibrate, params_sha256,
+    Backbone, Calibration, CalibrationRule, Model, ModelMeta, Preset, Training, calibrate, hex, params_sha256,
 };
 use crate::nets::{Arch, load_weights};
 use crate::realnet::{Lesson, NetSpec, RealnetError, Stage, Taught, teach};
@@ -163,7 +163,7 @@ fn hash_files(paths: &[PathBuf]) -> Result<String, Failure> {
         hasher.update((bytes.len() as u64).to_le_bytes());
         hasher.update(&bytes);
     }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hasher.finalize()))
 }
 
 /// A flag that the first Ctrl-C or SIGTERM raises; the second ends the process as usual.

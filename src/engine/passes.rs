@@ -8,10 +8,12 @@ use super::op::{Act, Binary, Epilogue, Op, Unary};
 use super::shape::Shape;
 use super::tensor::{ParamStore, Tensor};
 
-/// Runs all passes. `outputs` are the values that must stay readable.
-pub fn optimise(g: &mut Graph, params: &mut ParamStore, outputs: &[Value]) {
-    fold_batch_norm(g, params, outputs);
+/// Runs all passes. `outputs` are the values that must stay readable. Returns the parameters that were
+/// made; the graph needs them beside `params`.
+pub fn optimise(g: &mut Graph, params: &ParamStore, outputs: &[Value]) -> ParamStore {
+    let made = fold_batch_norm(g, params, outputs);
     fuse_epilogues(g, outputs);
+    made
 }
 
 /// Marks the nodes that `outputs` and the writers of parameters depend on.
@@ -49,11 +51,12 @@ fn is_written(g: &Graph, param: Value) -> bool {
 
 /// conv → batch norm by parameters becomes a convolution with scaled weights and a bias. Only where
 /// neither is trained and the convolution has no other reader. y = (w·x + b − mean)·s + beta with
-/// s = gamma/√(var + eps).
-pub fn fold_batch_norm(g: &mut Graph, params: &mut ParamStore, outputs: &[Value]) {
+/// s = gamma/√(var + eps). Returns the scaled weights and the biases.
+pub fn fold_batch_norm(g: &mut Graph, params: &ParamStore, outputs: &[Value]) -> ParamStore {
+    let mut made = ParamStore::new();
     let uses = uses(g, outputs);
     for v in g.values() {
-        if let Some(folded) = folded(g, params, &uses, v) {
+        if let Some(folded) = folded(g, [params, &made], &uses, v) {
             let (conv, epilogue, x, weight_name, weight, bias) = folded;
             let channels = Shape::vector(weight.shape.c());
             let (Ok(w), Ok(b)) = (
@@ -62,18 +65,19 @@ pub fn fold_batch_norm(g: &mut Graph, params: &mut ParamStore, outputs: &[Value]
             ) else {
                 continue;
             };
-            params.insert(format!("{weight_name}.folded"), weight);
-            params.insert(format!("{weight_name}.folded_bias"), Tensor::vector(bias));
+            made.insert(format!("{weight_name}.folded"), weight);
+            made.insert(format!("{weight_name}.folded_bias"), Tensor::vector(bias));
             let node = &mut g.nodes[v.index()];
             node.op = Op::Conv2d { conv, epilogue };
             node.inputs = vec![x, w, b];
         }
     }
+    made
 }
 
 type Folded = (super::op::Conv, Epilogue, Value, String, Tensor, Vec<f32>);
 
-fn folded(g: &Graph, params: &ParamStore, uses: &[usize], v: Value) -> Option<Folded> {
+fn folded(g: &Graph, params: [&ParamStore; 2], uses: &[usize], v: Value) -> Option<Folded> {
     let norm = g.node(v);
     let Op::Normalize { eps, affine: true, act: Act::None, .. } = norm.op else { return None };
     if !is_batch_norm_by_parameter(g, v) || uses[norm.inputs[0].index()] != 1 {
@@ -85,7 +89,9 @@ fn folded(g: &Graph, params: &ParamStore, uses: &[usize], v: Value) -> Option<Fo
         return None;
     }
     let value_of = |v: Value| match &g.node(v).op {
-        Op::Param { name } if !is_written(g, v) => params.get(name).map(|t| (name.as_str(), t)),
+        Op::Param { name } if !is_written(g, v) => {
+            params.iter().find_map(|store| store.get(name)).map(|t| (name.as_str(), t))
+        }
         _ => None,
     };
     let (weight_name, weight) = value_of(conv_node.inputs[1])?;

@@ -5,7 +5,7 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -71,6 +71,9 @@ pub enum WorkerError {
     Gone,
 }
 
+/// Longer than a queue spins before it lets its thread sleep, on a machine as busy as can be.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+
 /// Starts the thread and waits until every judge is made.
 pub fn start<P: Picture>(
     recipes: Vec<(LineName, Option<Roi>, Recipe)>,
@@ -84,6 +87,9 @@ pub fn start<P: Picture>(
         .spawn(move || match make(recipes) {
             Ok(judges) => {
                 let thresholds: Vec<_> = judges.iter().map(|(judge, _)| judge.thresholds()).collect();
+                // Nobody can send yet. The first wait of a thread and of a queue allocates; when it
+                // would come is up to the scheduler, so it is had here and no frame pays for it.
+                drop(job_receiver.recv_timeout(FIRST_WAIT));
                 if ready_sender.send(Ok(thresholds)).is_ok() {
                     run(judges, &job_receiver, &done_sender, &heart);
                 }

@@ -160,6 +160,7 @@ fn hash_params<'a>(hasher: &mut Sha256, params: impl Iterator<Item = (&'a str, &
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Two lower-case digits a byte.
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

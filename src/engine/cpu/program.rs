@@ -84,13 +84,12 @@ impl Program {
         options: Options,
     ) -> Result<Self, ProgramError> {
         let kept: Vec<Value> = outputs.iter().map(|o| o.1).collect();
-        let (mut graph, mut store) = (graph.clone(), None);
-        if options.passes {
-            let mut folded = params.clone();
-            passes::optimise(&mut graph, &mut folded, &kept);
-            store = Some(folded);
-        }
-        Compiler::new(&graph, store.as_ref().unwrap_or(params), threads, options, &kept).compile(outputs)
+        let mut graph = graph.clone();
+        let made = match options.passes {
+            true => passes::optimise(&mut graph, params, &kept),
+            false => ParamStore::new(),
+        };
+        Compiler::new(&graph, [params, &made], threads, options, &kept).compile(outputs)
     }
 
     /// Runs every step once.
@@ -205,7 +204,8 @@ fn find<'a>(all: &'a [Binding], kind: &'static str, name: &str) -> Result<&'a Bi
 /// The state of one compilation.
 struct Compiler<'a> {
     graph: &'a Graph,
-    params: &'a ParamStore,
+    /// What the caller gave, and what the passes made of it.
+    params: [&'a ParamStore; 2],
     threads: &'a Threads,
     options: Options,
     live: Vec<bool>,
@@ -217,7 +217,7 @@ struct Compiler<'a> {
 impl<'a> Compiler<'a> {
     fn new(
         graph: &'a Graph,
-        params: &'a ParamStore,
+        params: [&'a ParamStore; 2],
         threads: &'a Threads,
         options: Options,
         outputs: &[Value],
@@ -333,8 +333,11 @@ impl<'a> Compiler<'a> {
             let loc = Loc { persistent: true, offset: self.block.len(), len: node.shape.len() };
             match &node.op {
                 Op::Param { name } => {
-                    let tensor =
-                        self.params.get(name).ok_or_else(|| ProgramError::MissingParam(name.clone()))?;
+                    let tensor = self
+                        .params
+                        .iter()
+                        .find_map(|store| store.get(name))
+                        .ok_or_else(|| ProgramError::MissingParam(name.clone()))?;
                     if tensor.shape != node.shape {
                         let (found, needed) = (tensor.shape, node.shape);
                         return Err(ProgramError::ParamShape { name: name.clone(), found, needed });

@@ -119,7 +119,7 @@ pub(super) fn run_reference(step: &Step, memory: &Memory) {
         }
         Op::MatMul { transpose_a, transpose_b, alpha } => {
             let transpose = (*transpose_a, *transpose_b);
-            reference::conv::matmul(o.shaped(0), o.shaped(1), transpose, *alpha, step.shape, o.out());
+            reference::conv::matmul(o.shaped(0), o.x(1), transpose, *alpha, step.shape, o.out());
         }
         Op::Unary(unary) => reference::elementwise::unary(*unary, o.x(0), o.out()),
         Op::UnaryBackward(unary) => reference::elementwise::unary_backward(*unary, o.x(0), o.x(1), o.out()),

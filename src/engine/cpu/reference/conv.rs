@@ -102,7 +102,7 @@ pub fn conv_backward_weight(
 /// c = alpha·op(a)·op(b) for every (axis 0, axis 1).
 pub fn matmul(
     (a_shape, a): (Shape, &[f32]),
-    (b_shape, b): (Shape, &[f32]),
+    b: &[f32],
     transpose: (bool, bool),
     alpha: f32,
     c_shape: Shape,
@@ -113,7 +113,6 @@ pub fn matmul(
     for batch in 0..c_shape.n() * c_shape.h() {
         let a = &a[batch * m * k..][..m * k];
         let b = &b[batch * k * n..][..k * n];
-        let _ = b_shape;
         for i in 0..m {
             for j in 0..n {
                 let mut sum = 0.0f64;
