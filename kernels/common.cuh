@@ -9,6 +9,29 @@ using u32 = unsigned int;
 #define NEG_INF __int_as_float(0xff800000)
 #define FULL_WARP 0xffffffffu
 
+// How a value lies in memory; mirrors Storage of src/engine/cuda/storage.rs.
+constexpr int F16 = 0;
+constexpr int F32 = 1;
+
+// A tensor of either kind. The branch is uniform over the launch.
+struct Real {
+    void* data;
+    int type;
+};
+
+__device__ __forceinline__ float load(const Real& x, size_t i) {
+    return x.type == F16 ? __half2float(static_cast<const __half*>(x.data)[i])
+                         : static_cast<const float*>(x.data)[i];
+}
+
+__device__ __forceinline__ void store(const Real& x, size_t i, float v) {
+    if (x.type == F16) {
+        static_cast<__half*>(x.data)[i] = __float2half_rn(v);
+    } else {
+        static_cast<float*>(x.data)[i] = v;
+    }
+}
+
 constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 __device__ __forceinline__ int clamp(int x, int low, int high) { return min(max(x, low), high); }

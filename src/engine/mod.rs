@@ -6,6 +6,7 @@
 
 mod autodiff;
 pub mod cpu;
+pub mod cuda;
 mod graph;
 mod infer;
 mod op;

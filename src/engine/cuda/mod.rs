@@ -1,0 +1,26 @@
+//! The CUDA executor: fp16 storage, fp32 accumulation, one CUDA graph per compiled program.
+//!
+//! `storage` says how values lie in memory, one file per kernel family (the same stem as in `kernels/`)
+//! lowers operations to launches, `lower` dispatches. All of that is pure. `device` and `program` talk
+//! to the driver.
+
+pub mod attention;
+pub mod conv;
+pub mod conv_grad;
+pub mod depthwise;
+pub mod elementwise;
+pub mod gemm;
+pub mod launch;
+pub mod layout;
+pub mod loss;
+mod lower;
+pub mod norm;
+pub mod optim;
+pub mod philox;
+pub mod pool;
+pub mod reduce;
+pub mod residual;
+pub mod resize;
+pub mod storage;
+
+pub use lower::lower;
