@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use inspectd::engine::{Graph, Options, Program, Shape, Threads};
+use inspectd::engine::cpu::Program;
+use inspectd::engine::{Graph, Options, Shape, Threads};
 use inspectd::nets::{self, Arch};
 use inspectd::weights::{RawData, read_tensors};
 

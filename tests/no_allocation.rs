@@ -3,8 +3,9 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use inspectd::engine::cpu::Program;
 use inspectd::engine::{
-    Adam, Attention, Binary, Conv, Graph, GraphError, Norm, Options, ParamStore, Pool, Program, QkvLayout,
+    Adam, Attention, Binary, Conv, Graph, GraphError, Norm, Options, ParamStore, Pool, QkvLayout,
     Reduce, Resize, Shape, Tensor, Threads, Unary, Value, Window, gradients,
 };
 

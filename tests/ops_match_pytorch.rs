@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use inspectd::engine::cpu::Program;
 use inspectd::engine::{
     Act, Adam, Attention, Binary, Conv, Graph, GraphResult, Norm, Op, Options, ParamStore, Pool, Program,
     QkvLayout, Reduce, Resize, Shape, Tensor, Threads, Unary, Value, Window, gradients,

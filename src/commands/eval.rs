@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
+use super::device::DeviceArg;
 use super::inspect::{Judge, Opinion, Output, picture_failure, progress};
 use super::{Exit, Failure};
 use crate::eval::dataset::{Dataset, read_mask};
@@ -17,6 +18,8 @@ pub struct Args {
     /// The model, as written by `inspectd teach`
     #[arg(long, value_name = "FILE")]
     pub model: PathBuf,
+    #[command(flatten)]
+    pub device: DeviceArg,
     /// An MVTec category: test/good, test/DEFECT, and ground_truth/DEFECT where there are masks
     #[arg(long, value_name = "DIR")]
     pub dataset: PathBuf,
@@ -35,7 +38,7 @@ const SHOWN_SIDE: usize = 220;
 pub fn run(args: Args) -> Result<(), Failure> {
     let dataset = Dataset::open(&args.dataset).map_err(dataset_failure)?;
     let report = args.report.as_deref().map(Output::create).transpose()?;
-    let mut judge = Judge::open(&args.model)?;
+    let mut judge = Judge::open(&args.model, args.device)?;
     let thresholds = judge.thresholds();
     let size = judge.input_size();
     if dataset.n_masks() > 0 && !dataset.has_all_masks() {

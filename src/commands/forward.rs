@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::device::DeviceArg;
 use super::import::{parse_arch, weights_failure};
 use super::{Exit, Failure, OrExit};
-use crate::engine::{Graph, Options, Program, Shape, Threads};
+use crate::engine::{Graph, Options, Priority, Program, ProgramError, Shape};
 use crate::nets;
 use crate::weights::{self, RawData, WeightsError};
 
@@ -26,9 +27,8 @@ pub struct Args {
     /// Where to write the taps, each N×C×H×W float32
     #[arg(long, value_name = "OUT.safetensors")]
     pub out: PathBuf,
-    /// Device to run on
-    #[arg(long, value_name = "D", default_value = "cpu")]
-    pub device: String,
+    #[command(flatten)]
+    pub device: DeviceArg,
     /// Run the plain specification of every operation instead of the fast path
     #[arg(long)]
     pub reference: bool,
@@ -36,10 +36,7 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<(), Failure> {
     let arch = parse_arch(&args.arch)?;
-    if args.device != "cpu" {
-        let message = format!("the device `{}` is not available in this build", args.device);
-        return Err(Failure::say(Exit::Unavailable, message).hint("--device cpu"));
-    }
+    let device = args.device.open(Priority::High)?;
     let (shape, image) = read_image(&args.input)?;
     let params = nets::load_weights(&args.weights, arch)
         .map_err(|error| weights_failure(error, arch, &args.weights))?;
@@ -48,11 +45,10 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let input = g.input("image", shape);
     let taps = nets::build(&mut g, arch, input, arch.default_taps()).or_exit(Exit::Data)?;
     let outputs: Vec<_> = taps.iter().map(|(name, value)| (name.as_str(), *value)).collect();
-    let threads = Threads::new(std::thread::available_parallelism().map_or(1, usize::from));
     let options = if args.reference { Options::REFERENCE } else { Options::default() };
-    let mut program = Program::compile(&g, &outputs, &params, &threads, options).or_exit(Exit::Internal)?;
+    let mut program = Program::compile(&g, &outputs, &params, &device, options).map_err(running)?;
     nchw_to_nhwc(&image, shape, program.input_mut("image").or_exit(Exit::Internal)?);
-    program.run();
+    program.run().map_err(running)?;
 
     let mut written = vec![];
     for (name, _) in &taps {
@@ -65,6 +61,14 @@ pub fn run(args: Args) -> Result<(), Failure> {
         written.iter().map(|(name, shape, data)| (*name, shape.clone(), data.as_slice())).collect();
     let metadata = BTreeMap::from([("arch".to_owned(), arch.name().to_owned())]);
     weights::write_tensors(&args.out, &tensors, &metadata).or_exit(Exit::CantCreate)
+}
+
+fn running(error: ProgramError) -> Failure {
+    let exit = match &error {
+        ProgramError::Device(_) | ProgramError::Unsupported(_) => Exit::Unavailable,
+        _ => Exit::Internal,
+    };
+    Failure::new(exit, error)
 }
 
 /// `image` of the input file, N×3×H×W, and the shape it takes in the network.
@@ -119,6 +123,7 @@ fn for_each_element(shape: Shape, mut visit: impl FnMut(usize, usize)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::DeviceName;
     use crate::nets::Arch;
 
     fn args(folder: &Path) -> Args {
@@ -127,7 +132,7 @@ mod tests {
             weights: folder.join("w"),
             input: folder.join("in"),
             out: folder.join("out"),
-            device: "cpu".into(),
+            device: DeviceArg::default(),
             reference: false,
         }
     }
@@ -175,7 +180,7 @@ mod tests {
             run(args).unwrap_err().exit()
         };
         assert_eq!(exit(|a| a.arch = "lenet".into()), Exit::Usage);
-        assert_eq!(exit(|a| a.device = "cuda:0".into()), Exit::Unavailable);
+        assert_eq!(exit(|a| a.device.device = DeviceName::Cuda(99)), Exit::Unavailable);
         assert_eq!(exit(|_| ()), Exit::NoInput);
         let write = |name: &str, shape: Vec<usize>| {
             let data = vec![0.0; shape.iter().product()];

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::device::DeviceArg;
 use super::{Exit, Failure, OrExit};
+use crate::engine::Priority;
 use crate::imaging::{Heatmap, ImagingError, RgbImage};
 use crate::model::{Model, Thresholds};
 use crate::realnet::Inspector;
@@ -28,7 +30,8 @@ pub struct Judge {
 }
 
 impl Judge {
-    pub fn open(model: &Path) -> Result<Self, Failure> {
+    pub fn open(model: &Path, device: DeviceArg) -> Result<Self, Failure> {
+        let device = device.open(Priority::High)?;
         let teach = "inspectd teach --images DIR --out FILE";
         if !model.try_exists().unwrap_or(true) {
             let message = format!("the model {} does not exist", model.display());
@@ -38,8 +41,7 @@ impl Judge {
         let loaded = Model::load(model)
             .with_context(unusable)
             .map_err(|e| Failure::new(Exit::Data, e).hint(format!("teach it again: {teach}")))?;
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let inspector = Inspector::new(&loaded, threads).with_context(unusable).or_exit(Exit::Data)?;
+        let inspector = Inspector::new(&loaded, &device).with_context(unusable).or_exit(Exit::Data)?;
         Ok(Judge { inspector })
     }
 

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::device::DeviceArg;
 use super::inspect::{Judge, Opinion, create_folder, picture_failure, progress};
 use super::{Exit, Failure};
 use crate::eval::page::verdict_name;
@@ -21,6 +22,8 @@ pub struct Args {
     /// The model, as written by `inspectd teach`
     #[arg(long, value_name = "FILE")]
     pub model: PathBuf,
+    #[command(flatten)]
+    pub device: DeviceArg,
     /// Pictures, and folders of pictures
     #[arg(value_name = "PATH", required = true)]
     pub paths: Vec<PathBuf>,
@@ -36,7 +39,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<(), Failure> {
-    let mut judge = Judge::open(&args.model)?;
+    let mut judge = Judge::open(&args.model, args.device)?;
     let thresholds = judge.thresholds();
     let terminal = std::io::stdout().is_terminal();
     let mut session = Session {

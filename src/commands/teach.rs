@@ -11,18 +11,19 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use super::device::DeviceArg;
 use super::eval::dataset_failure;
 use super::import::weights_failure;
 use super::inspect::{Output, picture_failure};
 use super::{Exit, Failure, OrExit};
-use crate::engine::ParamStore;
+use crate::engine::{ParamStore, Priority};
 use crate::eval::teaching_images;
 use crate::imaging::list_images;
 use crate::model::{
     Backbone, Calibration, CalibrationRule, Model, ModelMeta, Preset, Training, calibrate, hex, params_sha256,
 };
 use crate::nets::{Arch, load_weights};
-use crate::realnet::{Lesson, NetSpec, RealnetError, Stage, Taught, teach};
+use crate::realnet::{Lesson, MAX_INPUT, NetSpec, RealnetError, Stage, Taught, teach};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -45,9 +46,22 @@ pub struct Args {
     /// Folder of texture pictures to make training anomalies from
     #[arg(long, value_name = "DIR")]
     pub textures: Option<PathBuf>,
+    /// Side of the network's square input in pixels, a multiple of 32 [default: the preset's]
+    #[arg(long, value_name = "PIXELS", value_parser = input_side)]
+    pub input: Option<usize>,
+    #[command(flatten)]
+    pub device: DeviceArg,
     /// Progress and result as JSON lines
     #[arg(long)]
     pub json: bool,
+}
+
+fn input_side(text: &str) -> Result<usize, String> {
+    let side: usize = text.parse().map_err(|_| format!("`{text}` is not a whole number"))?;
+    match side {
+        64..=MAX_INPUT if side.is_multiple_of(32) => Ok(side),
+        _ => Err(format!("must be a multiple of 32 from 64 to {MAX_INPUT}")),
+    }
 }
 
 pub fn run(args: Args) -> Result<(), Failure> {
@@ -61,14 +75,16 @@ pub fn run(args: Args) -> Result<(), Failure> {
     // An unwritable place is told before the work, not after it.
     Output::create(&args.out)?;
     let spec = NetSpec::of(args.preset);
+    let spec = NetSpec { input: args.input.unwrap_or(spec.input), ..spec };
     let backbone = backbone(spec.backbone)?;
+    let device = args.device.open(Priority::Low)?;
     let images_sha256 = hash_files(&images)?;
 
     let lesson = Lesson {
         spec: spec.clone(),
         seed: args.seed,
         deadline: limit.map(|limit| started + limit),
-        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        device,
         textures,
     };
     let stop = stop_on_signal()?;

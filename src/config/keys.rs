@@ -47,6 +47,8 @@ pub enum Kind {
     Sink,
     /// `IP:PORT`, or `off`.
     Address,
+    /// `cpu`, or `cuda:N`.
+    Device,
     Integer {
         min: u64,
         max: u64,
@@ -66,6 +68,7 @@ impl fmt::Display for Kind {
             Kind::Path => f.write_str("a path"),
             Kind::Sink => f.write_str("a path, \"-\" or \"off\""),
             Kind::Address => f.write_str("\"IP:PORT\" or \"off\""),
+            Kind::Device => f.write_str("\"cpu\" or \"cuda:N\""),
             Kind::Integer { min, max } => write!(f, "a whole number from {min} to {max}"),
             Kind::Float => f.write_str("a number"),
             Kind::Bool => f.write_str("true or false"),
@@ -164,6 +167,10 @@ pub static KEYS: &[Key] = &[
     key(Daemon, "http", Kind::Address, Value("\"127.0.0.1:9464\""), Reload::Daemon).text(
         "Where /metrics, /healthz and the status page are served. Port 0 takes a free port, which is \
          logged and written to STATE_DIR/http_address. \"off\" serves nothing.",
+    ),
+    key(Daemon, "device", Kind::Device, Value("\"cpu\""), Reload::Daemon).text(
+        "Where networks run: \"cpu\", or \"cuda:0\" for the first GPU. A GPU that cannot be used or fails \
+         is replaced by the CPU, which is logged and counted.",
     ),
     key(Daemon, "threads", Kind::Integer { min: 0, max: 256 }, Value("0"), Reload::Daemon)
         .text("Threads that compute. 0 takes one per processor core."),

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::diagnostic::Diagnostics;
 use super::keys::Key;
 use super::raw::{RawConfig, RawLine, RawSection, Value};
+use crate::engine::DeviceName;
 use crate::imaging::Roi;
 
 /// Every key of a section with what holds for it, in the table's order.
@@ -64,6 +65,7 @@ pub enum LogFormat {
 pub struct DaemonConfig {
     /// `None`: nothing is served.
     pub http: Option<SocketAddr>,
+    pub device: DeviceName,
     /// 0: one per core.
     pub threads: usize,
     pub drain: Duration,
@@ -274,6 +276,7 @@ fn daemon(section: &RawSection, base: &Path, out: &mut Diagnostics<'_>) -> Daemo
     let read = Reader { section, base, out };
     DaemonConfig {
         http: read.text("http").and_then(|text| text.parse().ok()),
+        device: read.text("device").and_then(|text| text.parse().ok()).unwrap_or_default(),
         threads: read.integer("threads"),
         drain: read.millis("drain_ms"),
         state_dir: read.path("state_dir"),

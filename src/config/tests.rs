@@ -242,6 +242,7 @@ fn changed(key: &'static Key) -> String {
             format!("{:?}", all.iter().find(|c| format!("{c:?}") != v).unwrap())
         }
         (keys::Kind::Bool, _) => "true".to_owned(),
+        (keys::Kind::Device, _) => "\"cuda:1\"".to_owned(),
         (keys::Kind::Address | keys::Kind::Sink, _) => "\"off\"".to_owned(),
         _ => key.example.to_owned(),
     };

@@ -13,16 +13,18 @@ mod op;
 pub mod passes;
 pub mod philox;
 pub mod plan;
+mod program;
 mod shape;
 mod tensor;
 
 pub use autodiff::gradients;
 pub use cpu::fast::Pool as Threads;
-pub use cpu::{Options, Program, ProgramError};
+pub use cuda::{DeviceError, Gpu, Priority};
 pub use graph::{Graph, GraphError, GraphResult, Node, Value};
 pub use op::{
     Act, Adam, Attention, Binary, Conv, Distribution, Epilogue, Norm, Op, Pool, QkvLayout, Reduce, Resize,
     Unary, Window,
 };
+pub use program::{Device, DeviceName, Options, Program, ProgramError};
 pub use shape::{DType, Shape};
 pub use tensor::{ParamStore, Tensor};

@@ -213,7 +213,8 @@ fn double(g: &mut Graph, x: Value) -> GraphResult {
 mod tests {
     use super::*;
     use crate::engine::philox::Stream;
-    use crate::engine::{Options, ParamStore, Program, Tensor, Threads};
+    use crate::engine::cpu::Program;
+    use crate::engine::{Options, ParamStore, Tensor, Threads};
 
     /// Number of scalars in all parameters, and of parameter tensors.
     fn built(spec: UnetSpec, side: usize) -> (usize, usize) {

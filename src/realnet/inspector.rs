@@ -5,7 +5,7 @@ use super::initial::fill_missing;
 use super::network::{judgement, selection_name};
 use super::score::{Fusion, Raw, raw};
 use super::spec::NetSpec;
-use crate::engine::{Options, ParamStore, Program, Tensor, Threads};
+use crate::engine::{Device, Options, ParamStore, Program, Tensor};
 use crate::imaging::{FrameView, Preprocessor, Roi};
 use crate::model::{Model, Preset, Thresholds};
 use crate::nets::random_weights;
@@ -31,20 +31,20 @@ pub struct Judgement<'a> {
 }
 
 impl Inspector {
-    /// `threads`: how many work on one judgement, the caller's included.
-    pub fn new(model: &Model, threads: usize) -> Result<Self, RealnetError> {
+    /// Compiles for `device`, whose threads include the caller's.
+    pub fn new(model: &Model, device: &Device) -> Result<Self, RealnetError> {
         let (width, height) = (model.meta.input_width, model.meta.input_height);
         if width != height || width == 0 || width % 32 != 0 || width > MAX_INPUT {
             return Err(RealnetError::InputSize { width, height });
         }
         let spec = NetSpec { input: width, ..NetSpec::of(model.meta.preset) };
-        let core = Core::new(spec, &model.params, &Threads::new(threads.max(1)))?;
+        let core = Core::new(spec, &model.params, device)?;
         Ok(Inspector { core, thresholds: model.thresholds() })
     }
 
     /// Nothing but random weights: its scores mean nothing, its time is a taught one's. For
     /// `inspectd bench`.
-    pub fn untaught(preset: Preset, threads: usize) -> Result<Self, RealnetError> {
+    pub fn untaught(preset: Preset, device: &Device) -> Result<Self, RealnetError> {
         let spec = NetSpec::of(preset);
         let mut params = random_weights(spec.backbone, 1);
         for (index, scale) in spec.scales.iter().enumerate() {
@@ -52,7 +52,7 @@ impl Inspector {
             params.insert(selection_name(index), Tensor::vector(first));
         }
         fill_missing(&judgement(&spec)?.0, 1, &mut params);
-        let core = Core::new(spec, &params, &Threads::new(threads.max(1)))?;
+        let core = Core::new(spec, &params, device)?;
         Ok(Inspector { core, thresholds: Thresholds { unsure: 0.0, bad: 1.0 } })
     }
 
@@ -93,9 +93,9 @@ struct Prepared {
 }
 
 impl Core {
-    pub fn new(spec: NetSpec, params: &ParamStore, threads: &Threads) -> Result<Self, RealnetError> {
+    pub fn new(spec: NetSpec, params: &ParamStore, device: &Device) -> Result<Self, RealnetError> {
         let (g, outputs) = judgement(&spec)?;
-        let program = Program::compile(&g, &outputs, params, threads, Options::default())?;
+        let program = Program::compile(&g, &outputs, params, device, Options::default())?;
         Ok(Core { spec, program, fusion: Fusion::from_params(params), prepared: vec![] })
     }
 
@@ -120,7 +120,7 @@ impl Core {
             }
         };
         self.prepared[at].preprocessor.run(frame, self.program.input_mut("image")?)?;
-        self.program.run();
+        self.program.run()?;
         raw(&self.spec, &self.program)
     }
 

@@ -13,7 +13,7 @@ use super::picture::{Picture, Stored};
 use super::sources::Sources;
 use super::spec::{BankSpec, NetSpec};
 use super::time_is_up;
-use crate::engine::{Options, ParamStore, Pool, Program, Shape, Tensor, Threads, Window};
+use crate::engine::{Device, Options, ParamStore, Pool, Program, Shape, Tensor, Window};
 
 /// Normals that the channels' mean and deviation are taken from.
 const STATISTICS_PICTURES: usize = 64;
@@ -41,14 +41,14 @@ pub fn run(
     pictures: &[Stored],
     sources: &Sources,
     params: &mut ParamStore,
-    threads: &Threads,
+    device: &Device,
     until: Option<Instant>,
     mut go_on: impl FnMut(f32) -> bool,
 ) -> Result<(), RealnetError> {
     let half = until.map(|until| Instant::now() + until.saturating_duration_since(Instant::now()) / 2);
     let (g, outputs) = survey(spec, 1)?;
     let named: Vec<_> = outputs.iter().map(|(n, v)| (n.as_str(), *v)).collect();
-    let mut program = Program::compile(&g, &named, params, threads, Options::default())?;
+    let mut program = Program::compile(&g, &named, params, device, Options::default())?;
 
     let order = stream(seed, 0, 0, Purpose::Select).permutation(pictures.len());
     let statistics = order.len().min(STATISTICS_PICTURES);
@@ -61,7 +61,7 @@ pub fn run(
     let mut done = 0.0;
     let mut look = |program: &mut Program, picture: &Picture| -> Result<(), RealnetError> {
         picture.normalised_into(program.input_mut("image")?);
-        program.run();
+        program.run()?;
         done += 1.0;
         if go_on(done / work) { Ok(()) } else { Err(RealnetError::StoppedEarly) }
     };
@@ -150,9 +150,9 @@ pub fn run(
         }
     }
     if let (Some(bank), Some(candidates)) = (&spec.bank, candidates) {
-        candidates.into_params(bank.vectors, threads.threads(), params);
+        candidates.into_params(bank.vectors, device.threads().threads(), params);
         let apart: Vec<_> = order.iter().take(set_apart).map(|at| &pictures[*at]).collect();
-        let usual = usual_distance(spec, bank, &apart, params, threads)?;
+        let usual = usual_distance(spec, bank, &apart, params, device)?;
         params.insert(BANK_USUAL, usual);
     }
     Ok(())
@@ -165,15 +165,15 @@ fn usual_distance(
     bank: &BankSpec,
     pictures: &[&Stored],
     params: &ParamStore,
-    threads: &Threads,
+    device: &Device,
 ) -> Result<Tensor, RealnetError> {
     let (mut g, far) = distances(spec, bank)?;
     let smooth = g.pool(Pool::Avg, far, Window { size: 3, stride: 1, pad: 1 })?;
-    let mut program = Program::compile(&g, &[("distance", smooth)], params, threads, Options::default())?;
+    let mut program = Program::compile(&g, &[("distance", smooth)], params, device, Options::default())?;
     let mut mean = Tensor::zeros(g.shape(smooth));
     for picture in pictures {
         picture.picture().normalised_into(program.input_mut("image")?);
-        program.run();
+        program.run()?;
         for (sum, d) in mean.data.iter_mut().zip(program.output("distance")?) {
             *sum += d / pictures.len() as f32;
         }

@@ -16,7 +16,7 @@ use super::sources::Sources;
 use super::spec::NetSpec;
 use super::survey;
 use super::train::{Ended, Progress, Trainer};
-use crate::engine::{ParamStore, Threads};
+use crate::engine::{Device, ParamStore};
 use crate::imaging::{ImagingError, Preprocessor, read_image};
 use crate::model::calibration::MIN_SCORES;
 use crate::realnet::network::judgement;
@@ -41,7 +41,8 @@ pub struct Lesson {
     pub seed: u64,
     /// Everything, calibration included, is to be over by then.
     pub deadline: Option<Instant>,
-    pub threads: usize,
+    /// Where networks run; pictures are read and painted on its threads.
+    pub device: Device,
     /// Photographs to paint anomalies from.
     pub textures: Vec<PathBuf>,
 }
@@ -77,10 +78,11 @@ pub fn teach(
         return Err(RealnetError::TooFewPictures { found: images.len() });
     }
     let (spec, seed) = (&lesson.spec, lesson.seed);
-    let threads = Threads::new(lesson.threads.max(1));
+    let device = &lesson.device;
+    let threads = device.threads().threads();
     let started = Instant::now();
     let (pictures, held_out) = split(images, seed);
-    let pictures = read_all(&pictures, spec.input, lesson.threads, |share| {
+    let pictures = read_all(&pictures, spec.input, threads, |share| {
         go_on(&Stage::Reading { share: share * 0.9 })
     })?;
     if pictures.iter().all(of_one_colour) {
@@ -93,7 +95,7 @@ pub fn teach(
         textures = order[..TEXTURES].iter().map(|i| textures[*i]).collect();
     }
     let textures: Vec<PathBuf> = textures.into_iter().cloned().collect();
-    let textures = read_all(&textures, spec.input, lesson.threads, |share| {
+    let textures = read_all(&textures, spec.input, threads, |share| {
         go_on(&Stage::Reading { share: 0.9 + share * 0.1 })
     })?;
     let sources = Sources::new(seed, &pictures, textures, spec.blends.sources);
@@ -102,7 +104,7 @@ pub fn teach(
     let surveyed = Instant::now();
     let mut looks = 0;
     let until = lesson.deadline.map(|d| share_of_time(d, SURVEY_SHARE));
-    survey::run(spec, seed, &pictures, &sources, &mut params, &threads, until, |share| {
+    survey::run(spec, seed, &pictures, &sources, &mut params, device, until, |share| {
         looks += 1;
         go_on(&Stage::Surveying { share })
     })?;
@@ -113,9 +115,9 @@ pub fn teach(
     let reserve = per_picture * held_out.len() as u32 + Duration::from_secs(2);
     let deadline = lesson.deadline.map(|d| d.checked_sub(reserve).unwrap_or(d));
     let until = deadline.map(|d| share_of_time(d, CACHE_SHARE));
-    let mut trainer = Trainer::new(spec, seed, &pictures, &sources, &params, &threads, until)?;
+    let mut trainer = Trainer::new(spec, seed, &pictures, &sources, &params, device, until)?;
     let ended = trainer.run(deadline, |progress| go_on(&Stage::Training(*progress)))?;
-    params.extend(trainer.into_params());
+    params.extend(trainer.into_params()?);
 
     // Only what a judgement needs goes into the model.
     let (g, _) = judgement(spec)?;
@@ -126,7 +128,7 @@ pub fn teach(
             kept.insert(name, tensor.clone());
         }
     }
-    let mut core = Core::new(spec.clone(), &kept, &threads)?;
+    let mut core = Core::new(spec.clone(), &kept, device)?;
     let mut raw = vec![];
     for (i, path) in held_out.iter().enumerate() {
         raw.push(core.raw(&read_image(path)?.view(), None)?);

@@ -13,7 +13,7 @@ use super::picture::{Picture, Stored};
 use super::sources::Sources;
 use super::spec::{NetSpec, Target};
 use super::time_is_up;
-use crate::engine::{Options, ParamStore, Program, Threads};
+use crate::engine::{Device, Options, ParamStore, Program};
 
 /// A cell counts as anomalous where the mask covers more than this share of it.
 const CELL_COVER: f32 = 0.25;
@@ -84,16 +84,16 @@ impl<'a> Trainer<'a> {
         pictures: &'a [Stored],
         sources: &'a Sources,
         params: &ParamStore,
-        threads: &Threads,
+        device: &Device,
         until: Option<Instant>,
     ) -> Result<Self, RealnetError> {
         let (g, outputs) = features(spec, spec.fresh)?;
         let named: Vec<_> = outputs.iter().map(|(n, v)| (n.as_str(), *v)).collect();
-        let extractor = Program::compile(&g, &named, params, threads, Options::default())?;
+        let extractor = Program::compile(&g, &named, params, device, Options::default())?;
         let train = train_step(spec)?;
         let mut start = ParamStore::new();
         fill_missing(&train.graph, seed, &mut start);
-        let step = Program::compile(&train.graph, &train.outputs, &start, threads, Options::default())?;
+        let step = Program::compile(&train.graph, &train.outputs, &start, device, Options::default())?;
         let mut trainer = Trainer {
             spec,
             seed,
@@ -124,7 +124,7 @@ impl<'a> Trainer<'a> {
             for (picture, out) in batch.iter().zip(image.chunks_exact_mut(len)) {
                 picture.normalised_into(out);
             }
-            self.extractor.run();
+            self.extractor.run()?;
             for i in 0..batch.len() {
                 let mut one = vec![];
                 for scale in 0..self.spec.scales.len() {
@@ -255,7 +255,7 @@ impl<'a> Trainer<'a> {
             let rate = o.rate * schedule(iteration, done, o.warm_up, o.final_share);
             let corrections = o.betas.map(|b| 1.0 - b.powi(t));
             self.step.input_mut("rate")?.copy_from_slice(&[rate, corrections[0], corrections[1]]);
-            self.step.run();
+            self.step.run()?;
             iteration += 1;
 
             let mut now = [0.0; 3];
@@ -290,13 +290,13 @@ impl<'a> Trainer<'a> {
     }
 
     /// What was trained, without the optimiser's state.
-    pub fn into_params(self) -> ParamStore {
-        let all = self.step.export_params();
+    pub fn into_params(self) -> Result<ParamStore, RealnetError> {
+        let all = self.step.export_params()?;
         let mut kept = ParamStore::new();
         for (name, tensor) in all.iter().filter(|(name, _)| !name.starts_with(ADAM_PREFIX)) {
             kept.insert(name, tensor.clone());
         }
-        kept
+        Ok(kept)
     }
 }
 

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use crate::commands::{Exit, Failure, OrExit};
-use crate::engine::{
-    Attention, Conv, Epilogue, Graph, GraphResult, Op, Options, ParamStore, Program, QkvLayout, Shape,
+use crate::engine::cpu::Program;
+use crate::engine::{Device, 
+    Attention, Conv, Epilogue, Graph, GraphResult, Op, Options, ParamStore, QkvLayout, Shape,
     Tensor, Threads, Value,
 };
 use crate::imaging::RgbImage;
@@ -302,9 +303,9 @@ fn line(preset: Preset, threads: &Threads, model: Option<&Path>) -> Result<Prepa
                 let message = format!("{} is of preset {}, not {preset}", path.display(), model.meta.preset);
                 return Err(Failure::say(Exit::Data, message));
             }
-            Inspector::new(&model, threads.threads()).or_exit(Exit::Data)?
+            Inspector::new(&model, &Device::from(threads.clone())).or_exit(Exit::Data)?
         }
-        None => Inspector::untaught(preset, threads.threads()).or_exit(Exit::Internal)?,
+        None => Inspector::untaught(preset, &Device::from(threads.clone())).or_exit(Exit::Internal)?,
     };
     let (width, height) = (640, 480);
     let data = noise(width * height * 3, 7).into_iter().map(|x| ((x + 0.5) * 255.0) as u8).collect();

@@ -8,4 +8,4 @@ mod step;
 #[cfg(test)]
 mod tests;
 
-pub use program::{Options, Program, ProgramError};
+pub use program::Program;

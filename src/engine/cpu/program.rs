@@ -14,44 +14,7 @@ use crate::engine::passes;
 use crate::engine::plan::{ALIGN, Request, plan};
 use crate::engine::shape::{DType, Shape};
 use crate::engine::tensor::{ParamStore, Tensor};
-
-/// Why a graph cannot be compiled, or a compiled one not be asked what it was asked.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ProgramError {
-    #[error("the weights lack `{0}`")]
-    MissingParam(String),
-    #[error("weight `{name}` is {found}, the network needs {needed}")]
-    ParamShape { name: String, found: Shape, needed: Shape },
-    #[error("index {index} of `{name}` is not a whole number from 0 to 16777216")]
-    NotAnIndex { name: String, index: usize },
-    #[error("the program has no {kind} called `{name}`; it has {known}")]
-    Unknown { kind: &'static str, name: String, known: String },
-    #[error("`{name}` holds {needed} elements, {found} were given")]
-    Length { name: String, needed: usize, found: usize },
-    #[error("two inputs are called `{0}`")]
-    TwoInputs(String),
-    #[error(transparent)]
-    Graph(#[from] GraphError),
-}
-
-/// How to compile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Options {
-    /// Run the plain specification of every operation. Slow, single-threaded, and it allocates.
-    pub reference: bool,
-    /// Fold batch norms and fuse epilogues first.
-    pub passes: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Options { reference: false, passes: true }
-    }
-}
-
-impl Options {
-    pub const REFERENCE: Options = Options { reference: true, passes: false };
-}
+use crate::engine::program::{Options, ProgramError};
 
 #[derive(Clone, Debug)]
 struct Binding {

@@ -1,7 +1,7 @@
 //! Every operation: the fast path against the specification, and its gradient against finite
 //! differences of the specification. Shapes stand one either side of what the kernels cut by.
 
-use super::{Options, Program};
+use super::Program;
 use crate::engine::cpu::fast::Pool as Threads;
 use crate::engine::philox::Stream;
 use crate::engine::*;

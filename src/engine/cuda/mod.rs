@@ -5,9 +5,11 @@
 //! to the driver.
 
 pub mod attention;
+mod buffer;
 pub mod conv;
 pub mod conv_grad;
 pub mod depthwise;
+pub mod device;
 pub mod elementwise;
 pub mod gemm;
 pub mod launch;
@@ -18,9 +20,13 @@ pub mod norm;
 pub mod optim;
 pub mod philox;
 pub mod pool;
+mod program;
 pub mod reduce;
 pub mod residual;
 pub mod resize;
+pub mod schedule;
 pub mod storage;
 
 pub use lower::lower;
+pub use program::Program;
+pub use device::{DeviceError, Gpu, Priority};

@@ -1,0 +1,320 @@
+//! A graph compiled for a GPU: every copy and launch of one run captured once into one CUDA graph, which
+//! `run` replays. Nothing is allocated and no lock is held while it runs.
+
+use std::sync::Arc;
+
+use bytemuck::{cast_slice, cast_slice_mut};
+use cudarc::driver::{CudaFunction, CudaGraph, CudaStream, result, sys};
+use half::f16;
+
+use super::buffer::{DeviceBuffer, Pinned};
+use super::device::{DeviceError, Gpu, Priority, call};
+use super::launch::{Arg, Launch};
+use super::schedule::{Block, Loc, Port, Schedule, Step};
+use super::storage::Storage;
+use crate::engine::graph::{Graph, Value};
+use crate::engine::passes;
+use crate::engine::shape::{DType, Shape};
+use crate::engine::tensor::{ParamStore, Tensor};
+use crate::engine::{Options, ProgramError};
+
+/// Owns its device memory and its stream. Fields drop in this order: first what uses the memory.
+pub struct Program {
+    graph: Option<CudaGraph>,
+    /// Kernels of the graph stay loaded as long as these live.
+    functions: Vec<CudaFunction>,
+    stream: Arc<CudaStream>,
+    schedule: Schedule,
+    arena: DeviceBuffer,
+    persistent: DeviceBuffer,
+    inputs: Pinned<f32>,
+    outputs: Pinned<f32>,
+    gpu: Gpu,
+}
+
+impl std::fmt::Debug for Program {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} launches on {:?}", self.schedule.launches(), self.gpu)
+    }
+}
+
+impl Program {
+    /// As `cpu::Program::compile`.
+    pub fn compile(
+        graph: &Graph,
+        outputs: &[(&str, Value)],
+        params: &ParamStore,
+        gpu: &Gpu,
+        priority: Priority,
+        options: Options,
+    ) -> Result<Self, ProgramError> {
+        let kept: Vec<Value> = outputs.iter().map(|o| o.1).collect();
+        let mut graph = graph.clone();
+        let made = match options.passes {
+            true => passes::optimise(&mut graph, params, &kept),
+            false => ParamStore::new(),
+        };
+        let mut schedule = Schedule::new(&graph, outputs, [params, &made], gpu.limits())?;
+        let block = std::mem::take(&mut schedule.persistent);
+        let arena = DeviceBuffer::new(gpu, schedule.arena_bytes)?;
+        let persistent = DeviceBuffer::new(gpu, block.len())?;
+        let stream = gpu.stream(priority)?;
+        if !block.is_empty() {
+            // SAFETY: `persistent` has as many bytes, and `block` lives until the copy has ended.
+            unsafe { result::memcpy_htod_async(persistent.address, &block, stream.cu_stream()) }
+                .map_err(call("cuMemcpyHtoDAsync"))?;
+            stream.synchronize().map_err(call("cuStreamSynchronize"))?;
+        }
+        let inputs = Pinned::new(gpu, host_len(&schedule.inputs))?;
+        let outputs = Pinned::new(gpu, host_len(&schedule.outputs))?;
+        let mut program = Program {
+            graph: None,
+            functions: Vec::new(),
+            stream,
+            schedule,
+            arena,
+            persistent,
+            inputs,
+            outputs,
+            gpu: gpu.clone(),
+        };
+        program.capture()?;
+        Ok(program)
+    }
+
+    /// Records one run.
+    fn capture(&mut self) -> Result<(), DeviceError> {
+        let mut functions = Vec::new();
+        for step in &self.schedule.steps {
+            for launch in &step.launches {
+                let function = self.gpu.function(launch.module, launch.kernel)?;
+                if launch.shared > 48 * 1024 {
+                    let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                    function
+                        .set_attribute(attribute, launch.shared as i32)
+                        .map_err(call("cuFuncSetAttribute"))?;
+                }
+                functions.push(function);
+            }
+        }
+        self.functions = functions;
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(call("cuStreamBeginCapture"))?;
+        let recorded = self.record();
+        // The capture has to be ended in any case, or the stream is of no use any more.
+        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        recorded?;
+        self.graph = graph.map_err(call("cuGraphInstantiate"))?;
+        if let Some(graph) = &self.graph {
+            graph.upload().map_err(call("cuGraphUpload"))?;
+        }
+        Ok(())
+    }
+
+    fn record(&mut self) -> Result<(), DeviceError> {
+        let stream = self.stream.cu_stream();
+        for port in &self.schedule.inputs {
+            let from = &self.inputs.as_slice()[port.offset..][..port.shape.len()];
+            // SAFETY: the port's place holds as many words; `inputs` lives as long as the graph.
+            unsafe { result::memcpy_htod_async(self.address(port.loc), from, stream) }
+                .map_err(call("cuMemcpyHtoDAsync"))?;
+        }
+        let mut functions = self.functions.iter();
+        for step in &self.schedule.steps {
+            for launch in &step.launches {
+                let Some(function) = functions.next() else { continue };
+                self.launch(step, launch, function)?;
+            }
+        }
+        for port in &self.schedule.outputs {
+            let from = match port.loc.block {
+                Block::Arena => self.arena.address,
+                Block::Persistent => self.persistent.address,
+            } + port.loc.offset as u64;
+            let to = &mut self.outputs.as_mut_slice()[port.offset..][..port.shape.len()];
+            // SAFETY: as for the inputs.
+            unsafe { result::memcpy_dtoh_async(to, from, stream) }.map_err(call("cuMemcpyDtoHAsync"))?;
+        }
+        Ok(())
+    }
+
+    fn address(&self, loc: Loc) -> sys::CUdeviceptr {
+        let block = match loc.block {
+            Block::Arena => &self.arena,
+            Block::Persistent => &self.persistent,
+        };
+        debug_assert!(loc.offset + loc.bytes <= block.bytes, "the plan lies inside the memory");
+        block.address + loc.offset as u64
+    }
+
+    fn launch(&self, step: &Step, launch: &Launch, function: &CudaFunction) -> Result<(), DeviceError> {
+        let mut packed: Vec<Vec<u8>> = launch.args.iter().map(|arg| self.pack(step, arg)).collect();
+        let mut pointers: Vec<*mut std::ffi::c_void> =
+            packed.iter_mut().map(|bytes| bytes.as_mut_ptr().cast()).collect();
+        let three = |d: [u32; 3]| (d[0], d[1], d[2]);
+        // SAFETY: one pointer for each of the kernel's parameters, to as many bytes as it reads: `lower`
+        // lists them in the kernel's order, and the tests run every kernel under a checker. The driver
+        // copies them before it returns.
+        unsafe {
+            result::launch_kernel(
+                function.cu_function(),
+                three(launch.grid),
+                three(launch.block),
+                launch.shared,
+                self.stream.cu_stream(),
+                &mut pointers,
+            )
+        }
+        .map_err(call("cuLaunchKernel"))
+    }
+
+    fn pack(&self, step: &Step, arg: &Arg) -> Vec<u8> {
+        let pointer = |place| step.place(place).map_or(0, |lying| self.address(lying.loc));
+        match arg {
+            Arg::Pointer(place) => pointer(*place).to_le_bytes().to_vec(),
+            Arg::Null => 0u64.to_le_bytes().to_vec(),
+            Arg::Real(place) => {
+                let kind = match step.place(*place).map(|lying| lying.storage) {
+                    Some(Storage::F16) => 0i32,
+                    _ => 1,
+                };
+                let mut bytes = pointer(*place).to_le_bytes().to_vec();
+                bytes.extend(kind.to_le_bytes());
+                bytes.extend([0; 4]);
+                bytes
+            }
+            Arg::I32(v) => v.to_le_bytes().to_vec(),
+            Arg::U32(v) => v.to_le_bytes().to_vec(),
+            Arg::F32(v) => v.to_le_bytes().to_vec(),
+            Arg::Struct(bytes) => bytes.clone(),
+        }
+    }
+
+    /// Copies the inputs, runs every step once, and copies the outputs; returns when they are there.
+    pub fn run(&mut self) -> Result<(), ProgramError> {
+        if let Some(graph) = &self.graph {
+            graph.launch().map_err(call("cuGraphLaunch"))?;
+        }
+        self.stream.synchronize().map_err(call("cuStreamSynchronize"))?;
+        Ok(())
+    }
+
+    pub fn input_mut(&mut self, name: &str) -> Result<&mut [f32], ProgramError> {
+        let port = find(&self.schedule.inputs, "input", name)?;
+        let (offset, len) = (port.offset, port.shape.len());
+        Ok(&mut self.inputs.as_mut_slice()[offset..][..len])
+    }
+
+    pub fn set_indices(&mut self, name: &str, values: &[u32]) -> Result<(), ProgramError> {
+        let port = find(&self.schedule.inputs, "input", name)?;
+        let (offset, needed) = (port.offset, port.shape.len());
+        if needed != values.len() {
+            return Err(ProgramError::Length { name: name.into(), needed, found: values.len() });
+        }
+        cast_slice_mut(&mut self.inputs.as_mut_slice()[offset..][..needed]).copy_from_slice(values);
+        Ok(())
+    }
+
+    pub fn output(&self, name: &str) -> Result<&[f32], ProgramError> {
+        let port = find(&self.schedule.outputs, "output", name)?;
+        Ok(&self.outputs.as_slice()[port.offset..][..port.shape.len()])
+    }
+
+    pub fn output_indices(&self, name: &str) -> Result<&[u32], ProgramError> {
+        Ok(cast_slice(self.output(name)?))
+    }
+
+    pub fn output_shape(&self, name: &str) -> Result<Shape, ProgramError> {
+        Ok(find(&self.schedule.outputs, "output", name)?.shape)
+    }
+
+    /// Current values of all parameters, fetched from the device. Weights of products that nothing
+    /// trains are kept there as fp16 and come back rounded so.
+    pub fn export_params(&self) -> Result<ParamStore, ProgramError> {
+        let mut store = ParamStore::new();
+        for param in &self.schedule.params {
+            let lying = param.lying;
+            let len = param.shape.len();
+            let mut words = vec![0u32; len.div_ceil(if lying.storage == Storage::F16 { 2 } else { 1 })];
+            let bytes = &mut cast_slice_mut::<u32, u8>(&mut words)[..len * lying.storage.bytes()];
+            let stream = self.stream.cu_stream();
+            // SAFETY: as many bytes lie there; `bytes` lives until the copy has ended.
+            unsafe { result::memcpy_dtoh_async(bytes, self.address(lying.loc), stream) }
+                .map_err(call("cuMemcpyDtoHAsync"))?;
+            self.stream.synchronize().map_err(call("cuStreamSynchronize"))?;
+            let data = match (lying.storage, param.dtype) {
+                (Storage::F16, _) => {
+                    let halves: &[f16] = &cast_slice(&words)[..len];
+                    halves.iter().map(|h| h.to_f32()).collect()
+                }
+                (_, DType::Index) => words.iter().map(|w| *w as f32).collect(),
+                (_, DType::Real) => words.iter().map(|w| f32::from_bits(*w)).collect(),
+            };
+            store.insert(param.name.clone(), Tensor::new(param.shape, data));
+        }
+        Ok(store)
+    }
+
+    /// Fills intermediates and scratch with NaN.
+    #[cfg(test)]
+    pub(crate) fn poison(&mut self) -> Result<(), ProgramError> {
+        // SAFETY: the whole arena, which the program owns.
+        unsafe {
+            result::memset_d8_async(self.arena.address, 0xff, self.arena.bytes, self.stream.cu_stream())
+        }
+        .map_err(call("cuMemsetD8Async"))?;
+        Ok(())
+    }
+
+    /// Bytes of intermediates and scratch, and bytes of parameters, on the device.
+    pub fn memory_bytes(&self) -> (usize, usize) {
+        (self.arena.bytes, self.persistent.bytes)
+    }
+
+    /// Kernel launches of one run.
+    pub fn launches(&self) -> usize {
+        self.schedule.launches()
+    }
+
+    /// The plan as text: one line a launch.
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        for step in &self.schedule.steps {
+            for l in &step.launches {
+                text.push_str(&format!(
+                    "{:<48} {:>24} grid {:>14} block {:>4} shared {:>6} at {:>10}, {:>9} bytes {:?}\n",
+                    step.name,
+                    format!("{}::{}", l.module, l.kernel),
+                    format!("{}×{}×{}", l.grid[0], l.grid[1], l.grid[2]),
+                    l.block.iter().product::<u32>(),
+                    l.shared,
+                    step.out.loc.offset,
+                    step.out.loc.bytes,
+                    step.out.storage,
+                ));
+            }
+        }
+        text
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Memory must not go while the device still works on it. After an error nothing runs any more.
+        let _ = self.stream.synchronize();
+    }
+}
+
+fn host_len(ports: &[Port]) -> usize {
+    ports.iter().map(|p| p.offset + p.shape.len()).max().unwrap_or(0)
+}
+
+fn find<'a>(ports: &'a [Port], kind: &'static str, name: &str) -> Result<&'a Port, ProgramError> {
+    ports.iter().find(|p| p.name == name).ok_or_else(|| {
+        let mut names: Vec<&str> = ports.iter().map(|p| p.name.as_str()).take(12).collect();
+        if ports.len() > names.len() {
+            names.push("…");
+        }
+        ProgramError::Unknown { kind, name: name.into(), known: names.join(", ") }
+    })
+}
