@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use inspectd::engine::cpu::Program;
 use inspectd::engine::{
-    Adam, Attention, Binary, Conv, Graph, GraphError, Norm, Options, ParamStore, Pool, QkvLayout,
-    Reduce, Resize, Shape, Tensor, Threads, Unary, Value, Window, gradients,
+    Adam, Attention, Binary, Conv, Graph, GraphError, Norm, Options, ParamStore, Pool, QkvLayout, Reduce,
+    Resize, Shape, Tensor, Threads, Unary, Value, Window, gradients,
 };
 
 struct Counting;

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use inspectd::engine::cpu::Program;
 use inspectd::engine::{
-    Act, Adam, Attention, Binary, Conv, Graph, GraphResult, Norm, Op, Options, ParamStore, Pool, Program,
-    QkvLayout, Reduce, Resize, Shape, Tensor, Threads, Unary, Value, Window, gradients,
+    Act, Adam, Attention, Binary, Conv, Graph, GraphResult, Norm, Op, Options, ParamStore, Pool, QkvLayout,
+    Reduce, Resize, Shape, Tensor, Threads, Unary, Value, Window, gradients,
 };
 use inspectd::weights::read_tensors;
 

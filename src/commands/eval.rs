@@ -256,7 +256,13 @@ mod tests {
         let folder = category(true);
         let dataset = Dataset::open(folder.path()).unwrap();
         let (scored, summary) = measure(&dataset, (16, 16), THRESHOLDS, &mut brightness).unwrap();
-        let args = Args { model: "m".into(), dataset: folder.path().into(), report: None, json: false };
+        let args = Args {
+            model: "m".into(),
+            dataset: folder.path().into(),
+            report: None,
+            json: false,
+            device: Default::default(),
+        };
         let html = page(&args, &dataset, THRESHOLDS, &scored, &summary, &mut brightness).unwrap();
         assert_eq!(html.matches("data:image/png;base64,iVBORw0KGgo").count(), 6);
         assert!(html.contains("1.0000"));

@@ -12,9 +12,11 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::check::{refusal, source_complaints};
+use super::device::open;
 use super::{Exit, Failure, OrExit};
 use crate::capture::{CaptureError, Frame};
 use crate::config::{self, Config, DaemonConfig, LogFormat};
+use crate::engine::{DeviceName, Priority};
 use crate::imaging::RgbImage;
 use crate::line::daemon::{Command, Part, StartError, start};
 use crate::line::{Judge, Problem, Recipe, camera};
@@ -100,7 +102,7 @@ fn load_models(config: &Config) -> Result<Vec<Part<Frame>>, Failure> {
         let Some((model, hash)) = loaded.get(line.model.as_path()) else { continue };
         parts.push(Part {
             model_hash: hash.clone(),
-            judge: recipe(Arc::clone(model), threads),
+            judge: recipe(Arc::clone(model), config.daemon.device, threads),
             camera: Box::new(camera::start),
         });
     }
@@ -108,9 +110,9 @@ fn load_models(config: &Config) -> Result<Vec<Part<Frame>>, Failure> {
 }
 
 /// Compiles the model and judges one black picture, so that the first part finds everything in memory.
-fn recipe(model: Arc<Model>, threads: usize) -> Recipe {
+fn recipe(model: Arc<Model>, device: DeviceName, threads: usize) -> Recipe {
     Box::new(move || {
-        let mut inspector = Inspector::new(&model, threads)?;
+        let mut inspector = Inspector::new(&model, &open(device, threads, Priority::High)?)?;
         let (width, height) = inspector.input_size();
         inspector.judge(&RgbImage::new(width, height).view(), None)?;
         Ok::<Box<dyn Judge>, Problem>(Box::new(inspector))

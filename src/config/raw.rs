@@ -286,6 +286,10 @@ fn typed(
             }
             Some(Value::Text(text.to_string()))
         }
+        (Kind::Device, DeValue::String(text)) => match text.parse::<crate::engine::DeviceName>() {
+            Ok(_) => Some(Value::Text(text.to_string())),
+            Err(why) => refuse(why, example()),
+        },
         (Kind::Choice(choices), DeValue::String(text)) => {
             if !choices.contains(&text.as_ref()) {
                 let help = match nearest(text, choices.iter().copied()) {

@@ -150,9 +150,7 @@ impl Program {
         options: Options,
     ) -> Result<Self, ProgramError> {
         match &device.gpu {
-            None => {
-                cpu::Program::compile(graph, outputs, params, &device.threads, options).map(Program::Cpu)
-            }
+            None => cpu::Program::compile(graph, outputs, params, &device.threads, options).map(Program::Cpu),
             Some((gpu, priority)) => {
                 let program = cuda::Program::compile(graph, outputs, params, gpu, *priority, options)?;
                 Ok(Program::Cuda(Box::new(program)))

@@ -212,8 +212,8 @@ fn double(g: &mut Graph, x: Value) -> GraphResult {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::philox::Stream;
     use crate::engine::cpu::Program;
+    use crate::engine::philox::Stream;
     use crate::engine::{Options, ParamStore, Tensor, Threads};
 
     /// Number of scalars in all parameters, and of parameter tensors.

@@ -24,7 +24,7 @@ fn time_is_up(until: Option<std::time::Instant>) -> bool {
     until.is_some_and(|until| std::time::Instant::now() >= until)
 }
 
-pub use error::{MIN_PICTURES, RealnetError};
+pub use error::{MAX_INPUT, MIN_PICTURES, RealnetError};
 pub use inspector::{Inspector, Judgement};
 pub use spec::NetSpec;
 pub use teach::{Lesson, Stage, Taught, teach};

@@ -82,9 +82,8 @@ pub fn teach(
     let threads = device.threads().threads();
     let started = Instant::now();
     let (pictures, held_out) = split(images, seed);
-    let pictures = read_all(&pictures, spec.input, threads, |share| {
-        go_on(&Stage::Reading { share: share * 0.9 })
-    })?;
+    let pictures =
+        read_all(&pictures, spec.input, threads, |share| go_on(&Stage::Reading { share: share * 0.9 }))?;
     if pictures.iter().all(of_one_colour) {
         return Err(RealnetError::OneColour { first: images[0].clone() });
     }
@@ -251,7 +250,7 @@ mod tests {
     fn tiny(seed: u64, iterations: usize) -> Lesson {
         let mut spec = NetSpec { input: 64, selection_pictures: 4, normals: 8, ..NetSpec::of(Preset::Small) };
         spec.optimiser.iterations = iterations;
-        Lesson { spec, seed, deadline: None, threads: 2, textures: vec![] }
+        Lesson { spec, seed, deadline: None, device: crate::engine::Threads::new(2).into(), textures: vec![] }
     }
 
     #[test]

@@ -33,7 +33,13 @@ fn make() -> Model {
         .collect();
     let mut spec = NetSpec { input: SIDE, selection_pictures: 4, normals: 8, ..NetSpec::of(Preset::Small) };
     spec.optimiser.iterations = 1;
-    let lesson = Lesson { spec, seed: 1, deadline: None, threads: 2, textures: vec![] };
+    let lesson = Lesson {
+        spec,
+        seed: 1,
+        deadline: None,
+        device: inspectd::engine::Threads::new(2).into(),
+        textures: vec![],
+    };
     let taught = teach(&images, &random_weights(Arch::EfficientnetLite0, 1), &lesson, |_| true).unwrap();
     let scores: Vec<f32> = (0..40).map(|i| i as f32 * 0.1).collect();
     let meta = ModelMeta {

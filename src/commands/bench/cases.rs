@@ -4,9 +4,9 @@ use std::path::Path;
 
 use crate::commands::{Exit, Failure, OrExit};
 use crate::engine::cpu::Program;
-use crate::engine::{Device, 
-    Attention, Conv, Epilogue, Graph, GraphResult, Op, Options, ParamStore, QkvLayout, Shape,
-    Tensor, Threads, Value,
+use crate::engine::{
+    Attention, Conv, Device, Epilogue, Graph, GraphResult, Op, Options, ParamStore, QkvLayout, Shape, Tensor,
+    Threads, Value,
 };
 use crate::imaging::RgbImage;
 use crate::model::{Model, Preset};

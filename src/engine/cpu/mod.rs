@@ -6,6 +6,6 @@ mod program;
 pub mod reference;
 mod step;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub use program::Program;

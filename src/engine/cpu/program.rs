@@ -12,9 +12,9 @@ use crate::engine::graph::{Graph, GraphError, Node, Value};
 use crate::engine::op::Op;
 use crate::engine::passes;
 use crate::engine::plan::{ALIGN, Request, plan};
+use crate::engine::program::{Options, ProgramError};
 use crate::engine::shape::{DType, Shape};
 use crate::engine::tensor::{ParamStore, Tensor};
-use crate::engine::program::{Options, ProgramError};
 
 #[derive(Clone, Debug)]
 struct Binding {

@@ -7,10 +7,10 @@ use crate::engine::philox::Stream;
 use crate::engine::*;
 
 /// A graph under test: its inputs are parameters `p0`, `p1`, … so that gradients can be asked for.
-struct Case {
-    name: &'static str,
+pub(in crate::engine) struct Case {
+    pub name: &'static str,
     graph: Graph,
-    y: Value,
+    pub y: Value,
     params: ParamStore,
     /// Parameters whose gradient is checked.
     wrt: Vec<Value>,
@@ -64,7 +64,7 @@ fn norm_case(name: &'static str, norm: Norm, x: Shape) -> Case {
     })
 }
 
-fn cases() -> Vec<Case> {
+pub(in crate::engine) fn cases() -> Vec<Case> {
     let mut all = vec![
         conv_case("conv 1×1", s(2, 5, 7, 17), 1, 33, Conv::new(1, 0)),
         conv_case("conv 3×3", s(2, 9, 7, 5), 3, 19, Conv::new(1, 1)),
@@ -185,7 +185,7 @@ fn cases() -> Vec<Case> {
 }
 
 /// A scalar of y that weighs every element differently, and its gradients.
-fn with_loss(case: &Case) -> (Graph, Value, Vec<Value>) {
+pub(in crate::engine) fn with_loss(case: &Case) -> (Graph, Value, Vec<Value>) {
     let mut g = case.graph.clone();
     let weights = g.param("loss weights", g.shape(case.y)).unwrap();
     let product = g.mul(case.y, weights).unwrap();
@@ -194,13 +194,13 @@ fn with_loss(case: &Case) -> (Graph, Value, Vec<Value>) {
     (g, loss, grads)
 }
 
-fn params_with_weights(case: &Case) -> ParamStore {
+pub(in crate::engine) fn params_with_weights(case: &Case) -> ParamStore {
     let mut params = case.params.clone();
     params.insert("loss weights", random(case.graph.shape(case.y), 5));
     params
 }
 
-fn norm_error(got: &[f32], want: &[f32]) -> f64 {
+pub(in crate::engine) fn norm_error(got: &[f32], want: &[f32]) -> f64 {
     let square = |x: f64| x * x;
     let difference: f64 = got.iter().zip(want).map(|(a, b)| square(f64::from(a - b))).sum();
     let size: f64 = want.iter().map(|b| square(f64::from(*b))).sum();

@@ -66,8 +66,7 @@ impl<T: Pod> Pinned<T> {
         let data = unsafe { result::malloc_host(bytes, sys::CU_MEMHOSTALLOC_PORTABLE) }
             .map_err(call("cuMemHostAlloc"))?
             .cast::<T>();
-        let data = NonNull::new(data)
-            .ok_or(DeviceError::OutOfMemory { bytes, free: 0 })?;
+        let data = NonNull::new(data).ok_or(DeviceError::OutOfMemory { bytes, free: 0 })?;
         // SAFETY: `bytes` bytes were just given; pages of the driver are aligned for any T.
         unsafe { data.cast::<u8>().write_bytes(0, bytes) };
         Ok(Pinned { data, len, context, owns: PhantomData })

@@ -25,8 +25,12 @@ pub mod reduce;
 pub mod residual;
 pub mod resize;
 pub mod schedule;
+#[cfg(test)]
+pub(crate) mod simulator;
 pub mod storage;
+#[cfg(test)]
+mod tests;
 
+pub use device::{DeviceError, Gpu, Priority};
 pub use lower::lower;
 pub use program::Program;
-pub use device::{DeviceError, Gpu, Priority};

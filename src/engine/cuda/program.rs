@@ -89,7 +89,8 @@ impl Program {
             for launch in &step.launches {
                 let function = self.gpu.function(launch.module, launch.kernel)?;
                 if launch.shared > 48 * 1024 {
-                    let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                    let attribute =
+                        sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                     function
                         .set_attribute(attribute, launch.shared as i32)
                         .map_err(call("cuFuncSetAttribute"))?;

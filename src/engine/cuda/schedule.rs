@@ -313,9 +313,7 @@ impl<'a> Layout<'a> {
         let joined = of_moments.and_then(|m| self.lower_norms(*m, v));
         let lowered = match joined {
             Some(lowered) => lowered,
-            None => {
-                lower(&Task { op: &node.op, inputs: &typed, out: self.typed(v), limits: self.limits })?
-            }
+            None => lower(&Task { op: &node.op, inputs: &typed, out: self.typed(v), limits: self.limits })?,
         };
         let scratch = (lowered.scratch_bytes > 0).then(|| self.request(lowered.scratch_bytes, time, time));
         let shadow = |input: &Value| self.shadows.contains_key(input).then_some(*input);
@@ -437,7 +435,11 @@ impl<'a> Layout<'a> {
                 name: draft.name.clone(),
                 launches: draft.launches.clone(),
                 inputs: draft.inputs.iter().map(|o| lying(*o)).collect::<Result<_, _>>()?,
-                shadows: draft.shadows.iter().map(|s| s.and_then(|v| self.shadows.get(&v).copied())).collect(),
+                shadows: draft
+                    .shadows
+                    .iter()
+                    .map(|s| s.and_then(|v| self.shadows.get(&v).copied()))
+                    .collect(),
                 out: lying(draft.out)?,
                 scratch: draft.scratch.map_or(none, arena),
             });
