@@ -132,12 +132,14 @@ pub fn feature_shape(spec: &NetSpec, scale: &Scale, batch: usize) -> Shape {
     Shape::new(batch, side, side, scale.keep)
 }
 
-/// One training step. Inputs `presented.{i}` and `normal.{i}` per scale, `target` N×T×T×1 and `rate`
-/// (learning rate, 1 − β₁ᵗ, 1 − β₂ᵗ); outputs as named.
+/// One training step. Inputs `presented.{i}` and `normal.{i}` per scale, `target` N×T×T×1, `rate`
+/// (learning rate, 1 − β₁ᵗ, 1 − β₂ᵗ) and `loss_scale`, by which gradients are multiplied on their way so
+/// that fp16 holds them, and divided before they are used; outputs as named.
 #[derive(Debug)]
 pub struct TrainStep {
     pub graph: Graph,
-    /// `loss`, `reconstruction`, `segmentation`: scalars.
+    /// `loss`, `reconstruction`, `segmentation`, `gradient_norm`: scalars. Where the norm is not finite,
+    /// nothing was learnt: the step is skipped.
     pub outputs: Vec<(&'static str, Value)>,
 }
 
@@ -154,6 +156,7 @@ pub fn train_step(spec: &NetSpec) -> Result<TrainStep, GraphError> {
     let side = spec.target_side();
     let target = g.input("target", Shape::new(batch, side, side, 1));
     let rate = g.input("rate", Shape::vector(3));
+    let loss_scale = g.input("loss_scale", Shape::SCALAR);
 
     let mode = Mode::Train { rank_momentum: RANK_MOMENTUM };
     let reconstructed = reconstruct(&mut g, &presented, spec)?;
@@ -174,23 +177,30 @@ pub fn train_step(spec: &NetSpec) -> Result<TrainStep, GraphError> {
 
     let trained: Vec<Value> =
         g.params().filter(|(name, _)| !name.ends_with(".moments")).map(|(_, v)| v).collect();
-    let grads = gradients(&mut g, loss, &trained)?;
-    let clip = spec.optimiser.clip;
-    let scale = if clip.is_finite() {
-        let squares = g.apply(Op::SumSquares, &grads)?;
-        let norm = g.unary(Unary::Sqrt, squares)?;
-        let clip = g.fill(Shape::SCALAR, clip);
-        let larger = g.binary(Binary::Max, norm, clip)?;
-        g.binary(Binary::Div, clip, larger)?
-    } else {
-        g.fill(Shape::SCALAR, 1.0)
-    };
+    let scaled = g.mul(loss, loss_scale)?;
+    let grads = gradients(&mut g, scaled, &trained)?;
+    // A norm that is not finite makes the factor no number, and Adam then does nothing: norm − norm is 0
+    // for all others. Without clipping the factor is 1.
+    let squares = g.apply(Op::SumSquares, &grads)?;
+    let scaled_norm = g.unary(Unary::Sqrt, squares)?;
+    let norm = g.binary(Binary::Div, scaled_norm, loss_scale)?;
+    let clip = g.fill(Shape::SCALAR, spec.optimiser.clip.min(f32::MAX));
+    let larger = g.binary(Binary::Max, norm, clip)?;
+    let clipped = g.binary(Binary::Div, clip, larger)?;
+    let unscaled = g.binary(Binary::Div, clipped, loss_scale)?;
+    let finite = g.sub(norm, norm)?;
+    let scale = g.add(unscaled, finite)?;
     let [beta1, beta2] = spec.optimiser.betas;
     let adam = Adam { beta1, beta2, eps: 1e-8, weight_decay: spec.optimiser.weight_decay };
     for (param, grad) in trained.iter().zip(&grads) {
         g.adam(*param, *grad, rate, scale, adam, ADAM_PREFIX)?;
     }
-    let outputs = vec![("loss", loss), ("reconstruction", reconstruction), ("segmentation", segmentation)];
+    let outputs = vec![
+        ("loss", loss),
+        ("reconstruction", reconstruction),
+        ("segmentation", segmentation),
+        ("gradient_norm", norm),
+    ];
     Ok(TrainStep { graph: g, outputs })
 }
 

@@ -73,6 +73,7 @@ pub struct Trainer<'a> {
     normals: Vec<Normal>,
     ring: VecDeque<Blended>,
     painted: u32,
+    loss_scale: LossScale,
 }
 
 impl<'a> Trainer<'a> {
@@ -104,6 +105,7 @@ impl<'a> Trainer<'a> {
             normals: vec![],
             ring: VecDeque::new(),
             painted: 0,
+            loss_scale: LossScale::of(device),
         };
         trainer.cache_normals(until)?;
         while trainer.ring.is_empty()
@@ -255,7 +257,10 @@ impl<'a> Trainer<'a> {
             let rate = o.rate * schedule(iteration, done, o.warm_up, o.final_share);
             let corrections = o.betas.map(|b| 1.0 - b.powi(t));
             self.step.input_mut("rate")?.copy_from_slice(&[rate, corrections[0], corrections[1]]);
+            self.step.input_mut("loss_scale")?.fill(self.loss_scale.value());
             self.step.run()?;
+            let norm = self.step.output("gradient_norm")?.first().copied();
+            self.loss_scale.after(norm.is_some_and(f32::is_finite));
             iteration += 1;
 
             let mut now = [0.0; 3];
@@ -300,6 +305,51 @@ impl<'a> Trainer<'a> {
     }
 }
 
+/// What gradients are multiplied by on their way back: fp16 reaches from 6e-8 to 65504, and a mean over
+/// millions of elements has smaller ones. Grows while nothing overflows, shrinks when something did
+/// (Micikevicius et al. 2018, section 3.2).
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum LossScale {
+    /// fp32 needs none.
+    One,
+    Dynamic {
+        value: f32,
+        good: u32,
+    },
+}
+
+impl LossScale {
+    const FIRST: f32 = 4096.0;
+    const LARGEST: f32 = 16_777_216.0;
+    /// Good steps after which it is doubled.
+    const PATIENCE: u32 = 100;
+
+    fn of(device: &Device) -> Self {
+        match device.gpu() {
+            None => LossScale::One,
+            Some(_) => LossScale::Dynamic { value: Self::FIRST, good: 0 },
+        }
+    }
+
+    fn value(self) -> f32 {
+        match self {
+            LossScale::One => 1.0,
+            LossScale::Dynamic { value, .. } => value,
+        }
+    }
+
+    fn after(&mut self, finite: bool) {
+        let LossScale::Dynamic { value, good } = self else { return };
+        *good = if finite { *good + 1 } else { 0 };
+        if !finite {
+            *value = (*value / 2.0).max(1.0);
+        } else if *good == Self::PATIENCE {
+            *value = (*value * 2.0).min(Self::LARGEST);
+            *good = 0;
+        }
+    }
+}
+
 /// Linear warm-up, then a cosine from 1 to `end` along `done`.
 fn schedule(iteration: usize, done: f32, warm_up: usize, end: f32) -> f32 {
     let warm = ((iteration + 1) as f32 / warm_up.max(1) as f32).min(1.0);
@@ -318,6 +368,22 @@ fn target(spec: &NetSpec, blend: &Blend) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_loss_scale_halves_after_an_overflow_and_doubles_after_long_peace() {
+        let mut scale = LossScale::Dynamic { value: 4096.0, good: 99 };
+        scale.after(false);
+        assert_eq!(scale.value(), 2048.0);
+        (0..99).for_each(|_| scale.after(true));
+        assert_eq!(scale.value(), 2048.0);
+        scale.after(true);
+        assert_eq!(scale.value(), 4096.0);
+        (0..20).for_each(|_| scale.after(false));
+        assert_eq!(scale.value(), 1.0);
+        let mut one = LossScale::of(&Device::from(crate::engine::Threads::new(1)));
+        one.after(false);
+        assert_eq!(one.value(), 1.0);
+    }
 
     #[test]
     fn the_rate_warms_up_and_falls_along_a_cosine() {
