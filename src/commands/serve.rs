@@ -5,6 +5,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Context;
 use crossbeam_channel::{Receiver, bounded};
@@ -16,13 +17,14 @@ use super::device::open;
 use super::{Exit, Failure, OrExit};
 use crate::capture::{CaptureError, Frame};
 use crate::config::{self, Config, DaemonConfig, LogFormat};
-use crate::engine::{DeviceName, Priority};
+use crate::engine::{Device, DeviceName, Priority, ProgramError, Threads};
 use crate::imaging::RgbImage;
 use crate::line::daemon::{Command, Part, StartError, start};
+use crate::line::standby::Guarded;
 use crate::line::{Judge, Problem, Recipe, camera};
 use crate::model::{Model, ModelError};
 use crate::outputs::http::Server;
-use crate::realnet::Inspector;
+use crate::realnet::{Inspector, RealnetError};
 use crate::telemetry::{Telemetry, logging};
 
 #[derive(Debug, clap::Args)]
@@ -42,9 +44,10 @@ pub fn run(args: Args) -> Result<(), Failure> {
         None => None,
         Some(address) => Some(Server::bind(address).map_err(|error| taken(address, error))?),
     };
-    let parts = load_models(&config)?;
+    let telemetry = Telemetry::new();
+    let parts = load_models(&config, &telemetry)?;
     let address_file = state_dir(&config.daemon).map(|folder| folder.join("http_address"));
-    let daemon = start(config, args.config, parts, Telemetry::new(), listener).map_err(not_started)?;
+    let daemon = start(config, args.config, parts, telemetry, listener).map_err(not_started)?;
     let written = match (address_file, daemon.address()) {
         (Some(path), Some(address)) => write_address(&path, address).then_some(path),
         _ => None,
@@ -86,7 +89,7 @@ fn listen_for_signals() -> std::io::Result<Receiver<Command>> {
 }
 
 /// Reads each model once, however many lines share it.
-fn load_models(config: &Config) -> Result<Vec<Part<Frame>>, Failure> {
+fn load_models(config: &Config, telemetry: &Telemetry) -> Result<Vec<Part<Frame>>, Failure> {
     let threads = match config.daemon.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
@@ -102,21 +105,44 @@ fn load_models(config: &Config) -> Result<Vec<Part<Frame>>, Failure> {
         let Some((model, hash)) = loaded.get(line.model.as_path()) else { continue };
         parts.push(Part {
             model_hash: hash.clone(),
-            judge: recipe(Arc::clone(model), config.daemon.device, threads),
+            judge: recipe(
+                line.name.as_str().to_owned(),
+                Arc::clone(model),
+                config.daemon.device,
+                threads,
+                telemetry.clone(),
+            ),
             camera: Box::new(camera::start),
         });
     }
     Ok(parts)
 }
 
-/// Compiles the model and judges one black picture, so that the first part finds everything in memory.
-fn recipe(model: Arc<Model>, device: DeviceName, threads: usize) -> Recipe {
+/// Compiles the model for the CPU and, where the configuration names one, for a GPU before it.
+fn recipe(
+    line: String,
+    model: Arc<Model>,
+    device: DeviceName,
+    threads: usize,
+    telemetry: Telemetry,
+) -> Recipe {
     Box::new(move || {
-        let mut inspector = Inspector::new(&model, &open(device, threads, Priority::High)?)?;
-        let (width, height) = inspector.input_size();
-        inspector.judge(&RgbImage::new(width, height).view(), None)?;
-        Ok::<Box<dyn Judge>, Problem>(Box::new(inspector))
+        let standby = warm(&model, &Device::from(Threads::new(threads)))?;
+        if device == DeviceName::Cpu {
+            return Ok::<Box<dyn Judge>, Problem>(Box::new(standby));
+        }
+        let open = move || warm(&model, &open(device, threads, Priority::High).map_err(ProgramError::from)?);
+        let name = device.to_string();
+        Ok(Box::new(Guarded::new(&line, &name, standby, open, telemetry, Instant::now())))
     })
+}
+
+/// Judges one black picture, so that the first part finds everything in memory.
+fn warm(model: &Model, device: &Device) -> Result<Inspector, RealnetError> {
+    let mut inspector = Inspector::new(model, device)?;
+    let (width, height) = inspector.input_size();
+    inspector.judge(&RgbImage::new(width, height).view(), None)?;
+    Ok(inspector)
 }
 
 fn no_model(line: &str, error: ModelError) -> Failure {

@@ -127,6 +127,11 @@ impl Device {
         &self.threads
     }
 
+    /// As its maker calls it.
+    pub fn name(&self) -> &str {
+        self.gpu().map_or("the CPU", Gpu::name)
+    }
+
     pub fn gpu(&self) -> Option<&Gpu> {
         self.gpu.as_ref().map(|(gpu, _)| gpu)
     }

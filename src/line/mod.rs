@@ -25,6 +25,7 @@ mod ledger;
 mod notify;
 mod reload;
 mod shared;
+pub mod standby;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -38,6 +38,13 @@ pub enum RealnetError {
     Model(#[from] ModelError),
 }
 
+impl RealnetError {
+    /// Whether the device is at fault rather than what it was given.
+    pub fn is_device(&self) -> bool {
+        matches!(self, RealnetError::Compile(ProgramError::Device(_)))
+    }
+}
+
 impl From<GraphError> for RealnetError {
     fn from(error: GraphError) -> Self {
         RealnetError::Net(NetError::Graph(error))

@@ -18,6 +18,8 @@ const PREPARED: usize = 8;
 pub struct Inspector {
     core: Core,
     thresholds: Thresholds,
+    score: f32,
+    device: String,
 }
 
 /// What the network says of one picture. `map` holds `map_width * map_height` probabilities in
@@ -39,7 +41,12 @@ impl Inspector {
         }
         let spec = NetSpec { input: width, ..NetSpec::of(model.meta.preset) };
         let core = Core::new(spec, &model.params, device)?;
-        Ok(Inspector { core, thresholds: model.thresholds() })
+        Ok(Inspector {
+            core,
+            thresholds: model.thresholds(),
+            score: f32::NAN,
+            device: device.name().to_owned(),
+        })
     }
 
     /// Nothing but random weights: its scores mean nothing, its time is a taught one's. For
@@ -53,7 +60,17 @@ impl Inspector {
         }
         fill_missing(&judgement(&spec)?.0, 1, &mut params);
         let core = Core::new(spec, &params, device)?;
-        Ok(Inspector { core, thresholds: Thresholds { unsure: 0.0, bad: 1.0 } })
+        Ok(Inspector {
+            core,
+            thresholds: Thresholds { unsure: 0.0, bad: 1.0 },
+            score: f32::NAN,
+            device: device.name().to_owned(),
+        })
+    }
+
+    /// The name of the device it computes on.
+    pub fn device(&self) -> &str {
+        &self.device
     }
 
     pub fn thresholds(&self) -> Thresholds {
@@ -69,9 +86,14 @@ impl Inspector {
     /// and region were seen.
     pub fn judge(&mut self, frame: &FrameView<'_>, roi: Option<Roi>) -> Result<Judgement<'_>, RealnetError> {
         let raw = self.core.raw(frame, roi)?;
-        let score = self.core.score(raw);
+        self.score = self.core.score(raw);
+        self.last()
+    }
+
+    /// The last judgement again.
+    pub fn last(&self) -> Result<Judgement<'_>, RealnetError> {
         let side = self.core.spec.input;
-        Ok(Judgement { score, map_width: side, map_height: side, map: self.core.map()? })
+        Ok(Judgement { score: self.score, map_width: side, map_height: side, map: self.core.map()? })
     }
 }
 

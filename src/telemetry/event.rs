@@ -49,6 +49,9 @@ pub enum Event<'a> {
     LineEnded { line: &'a str },
     LineSick { line: &'a str, why: &'a str },
     LineWell { line: &'a str },
+    DeviceUp { line: &'a str, device: &'a str, name: &'a str },
+    DeviceFailed { line: &'a str, device: &'a str, error: &'a dyn fmt::Display },
+    DeviceStillDown { line: &'a str, device: &'a str, error: &'a dyn fmt::Display },
     Draining { why: &'a str, limit: Duration },
     DrainLimit { left: usize },
     Stopped { frames: u64 },
@@ -88,6 +91,21 @@ impl Event<'_> {
             Event::LineEnded { line } => info!(line, "The line's source has ended."),
             Event::LineSick { line, why } => warn!(line, "The line makes no progress: {why}."),
             Event::LineWell { line } => info!(line, "The line makes progress again."),
+            Event::DeviceUp { line, device, name } => {
+                metrics.device_up.with_label_values(&[line, device]).set(1);
+                info!(line, device, "The line computes on {name}.");
+            }
+            Event::DeviceFailed { line, device, error } => {
+                metrics.device_up.with_label_values(&[line, device]).set(0);
+                metrics.device_failures.with_label_values(&[line, device]).inc();
+                error!(
+                    line,
+                    device, "The GPU failed, and the CPU judges this line until it is back: {error}."
+                );
+            }
+            Event::DeviceStillDown { line, device, error } => {
+                warn!(line, device, "The GPU is not back yet: {error}.");
+            }
             Event::Draining { why, limit } => {
                 info!("Stopping ({why}): frames in flight have {limit:?} to be judged.");
             }

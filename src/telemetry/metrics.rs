@@ -123,6 +123,10 @@ metrics! {
         "1 for the configuration in force.";
     model_info: IntGaugeVec = "model_info", Kind::Gauge, ["line", "version"],
         "1 for the model in force; the version is the start of the file's SHA-256.";
+    device_up: IntGaugeVec = "device_up", Kind::Gauge, ["line", "device"],
+        "1 while the line computes on the GPU that the configuration names, 0 while the CPU stands in.";
+    device_failures: IntCounterVec = "device_failures_total", Kind::Counter, ["line", "device"],
+        "Times that the GPU could not be used or failed and the CPU took over.";
     build_info: IntGaugeVec = "build_info", Kind::Gauge, ["version"],
         "1 for the running version.";
 }
@@ -208,6 +212,8 @@ mod tests {
         }
         metrics.config_hash.with_label_values(&["00"]).set(1);
         metrics.model_info.with_label_values(&["cam1", "00"]).set(1);
+        metrics.device_up.with_label_values(&["cam1", "cuda:0"]).set(1);
+        metrics.device_failures.with_label_values(&["cam1", "cuda:0"]).inc();
         metrics.build_info.with_label_values(&["0.1"]).set(1);
         let text = metrics.encode();
         let lines = |start: &str| -> BTreeSet<String> {

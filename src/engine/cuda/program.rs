@@ -32,6 +32,10 @@ pub struct Program {
     gpu: Gpu,
 }
 
+// SAFETY: a graph's handle may be used from any thread, one at a time; the program owns it alone and
+// all that use it take `&mut self` or `self`. Everything else in here is Send by itself.
+unsafe impl Send for Program {}
+
 impl std::fmt::Debug for Program {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} launches on {:?}", self.schedule.launches(), self.gpu)
