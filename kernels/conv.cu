@@ -1,5 +1,28 @@
-// Convolution and its adjoint by the input (which is the transposed convolution) as implicit matrix
+// Convolution, and its adjoint by the input (which is the transposed convolution), as implicit matrix
 // products on tensor cores; fp16 in, fp32 sums, fp16 or fp32 out.
+//
+//     conv:       y[n, h, w, o] = tail(Σ_{r,s,i} x[n, h·stride + r − top, w·stride + s − left, i] · W[r, s, i, o])
+//     transpose:  y[n, h, w, i] = tail(Σ_{r,s,o} x[n, (h + top − r)/stride, (w + left − s)/stride, o] · W[r, s, i, o])
+//                                 over the taps for which both quotients are whole
+//     tail(v) = act(v + bias[channel] + residual[n, h, w, channel])
+//
+// Layouts: x, y, residual N×H×W×C; W kh×kw×(cin/groups)×cout, the same for both: the transpose multiplies
+// by each tap's W transposed, which ldmatrix does on the way, so that no second copy of it is kept.
+//
+// A block of four warps computes BM pixels × BN channels of one group, one phase, one split: grid
+// (⌈m/BM⌉, ⌈n/BN⌉, phases·groups·splits). The summed axis is k = (tap, channel), channel fastest, in
+// slices of 32; three slices are in shared memory, one read by ldmatrix while cp.async fills the next two.
+// A slice may span taps: eight channels at a time lie in one where 8 | channels of a group, and 16-byte
+// copies are used then. Other widths (a stem's 3, a head's 2) are copied element by element.
+//
+// The surprising decision: a transpose with a stride is split by (h mod stride, w mod stride) into
+// stride² phases. All pixels of a phase meet the same taps, so each phase is a dense product, stride² times
+// smaller than the one that would multiply the zeros between, and all of them are one launch.
+//
+// Few results and a long sum (8×8 pixels, 1024 channels) would leave multiprocessors idle: the sum is then
+// split, fp32 parts go to scratch, and conv_sum_splits adds them in order: no atomics, the same bits always.
+//
+// Per result 2·k FLOP and, from L2, 2·k·(1/BM + 1/BN) bytes: 43 FLOP a byte at 128×64, 32 at 64×64.
 #include "ptx.cuh"
 
 // Mirrors Problem of src/engine/cuda/conv.rs.
@@ -14,7 +37,13 @@ struct Problem {
 };
 
 constexpr int BK = 32;
+// sm_75 copies through registers at once: a third stage would only take the shared memory that a second
+// block needs there.
+#if __CUDA_ARCH__ >= 800
 constexpr int STAGES = 3;
+#else
+constexpr int STAGES = 2;
+#endif
 constexpr int THREADS = 128;
 // A row no tap of which lies in the image.
 constexpr int OUTSIDE = -(1 << 30);
@@ -100,7 +129,12 @@ __device__ __forceinline__ void conv_tile(const __half* __restrict__ x, const __
     constexpr int A_LOADS = (BM * 4 + THREADS - 1) / THREADS;
     constexpr int B_LOADS = (BN * 4 + THREADS - 1) / THREADS;
 
-    __shared__ __align__(128) unsigned char pool[max_of(STAGES * (A_BYTES + B_BYTES), BM * ROW * 4)];
+    constexpr int POOL = STAGES * (A_BYTES + B_BYTES);
+    // Where the fp32 tile does not fit where the operands were, results go through it in two halves.
+    constexpr int PASSES = BM * ROW * 4 > POOL && WM >= 32 ? 2 : 1;
+    constexpr int PASS_BYTES = BM / PASSES * ROW * 4;
+
+    __shared__ __align__(128) unsigned char pool[max_of(POOL, PASS_BYTES)];
     __shared__ int4 rows[BM];  // pixel index of tap (0, 0), its y and x, pixel written or -1
 
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
@@ -158,10 +192,10 @@ __device__ __forceinline__ void conv_tile(const __half* __restrict__ x, const __
     Place at(k_first + (VECTOR_A ? chunk * 8 : lane), p.in_group, max(taps_w, 1));
     const __half* a_from[A_LOADS];
     const __half* b_from[TRANSPOSED ? B_LOADS : 1];
-    bool a_valid[A_LOADS];
+    u32 a_bytes[A_LOADS];  // 16, or 0 where a zero is read
     bool b_valid = false;
     u32 a_to[A_LOADS], b_to[B_LOADS];
-    (void)a_to, (void)b_to, (void)a_from, (void)b_from, (void)a_valid, (void)b_valid;
+    (void)a_to, (void)b_to, (void)a_from, (void)b_from, (void)a_bytes, (void)b_valid;
 
     auto aim = [&]() {
         const bool inside = at.r < taps_h;
@@ -174,7 +208,7 @@ __device__ __forceinline__ void conv_tile(const __half* __restrict__ x, const __
                 const bool ok = inside && static_cast<u32>(y) < static_cast<u32>(p.h) &&
                                 static_cast<u32>(xx) < static_cast<u32>(p.w);
                 a_from[i] = ok ? x + static_cast<long long>(row.x + tap) * p.c + first_channel + at.c : x;
-                a_valid[i] = ok;
+                a_bytes[i] = ok ? 16 : 0;
             }
         }
         if constexpr (TRANSPOSED) {
@@ -210,7 +244,7 @@ __device__ __forceinline__ void conv_tile(const __half* __restrict__ x, const __
         if constexpr (VECTOR_A) {
 #pragma unroll
             for (int i = 0; i < A_LOADS; i++) {
-                if (BM % 32 == 0 || row0 < BM) cp_async_16(a_to[i] + stage * A_BYTES, a_from[i], a_valid[i]);
+                if (BM % 32 == 0 || row0 < BM) cp_async_16_of(a_to[i] + stage * A_BYTES, a_from[i], a_bytes[i]);
             }
         } else {
             // Lane l fills place l of the slice, each warp every fourth row.
@@ -351,19 +385,6 @@ __device__ __forceinline__ void conv_tile(const __half* __restrict__ x, const __
     cp_async_wait<0>();
     __syncthreads();
 
-    // Through shared memory, so that a row of results is stored as one run.
-    float* tile = reinterpret_cast<float*>(pool);
-#pragma unroll
-    for (int i = 0; i < MI; i++) {
-#pragma unroll
-        for (int j = 0; j < NI; j++) {
-            float* to = tile + (wm + i * 16 + (lane >> 2)) * ROW + wn + j * 8 + (lane & 3) * 2;
-            *reinterpret_cast<float2*>(to) = make_float2(acc[i][j][0], acc[i][j][1]);
-            *reinterpret_cast<float2*>(to + 8 * ROW) = make_float2(acc[i][j][2], acc[i][j][3]);
-        }
-    }
-    __syncthreads();
-
     int act = p.act, out_f32 = p.out_f32;
     if (p.splits > 1) {
         const size_t all = static_cast<size_t>(p.images) * p.out_h * p.out_w * p.out_c;
@@ -375,24 +396,43 @@ __device__ __forceinline__ void conv_tile(const __half* __restrict__ x, const __
     }
     const int columns = min(BN, p.out_group - n0);
     const int channel0 = group * p.out_group + n0;
-    if (p.out_group % 4 == 0) {
-#pragma unroll 2
-        for (int i = tid; i < BM * BN / 4; i += THREADS) {
-            const int row = i / (BN / 4), column = i % (BN / 4) * 4;
-            const int pixel = rows[row].w;
-            if (pixel < 0 || column >= columns) continue;
-            const float4 v = *reinterpret_cast<const float4*>(tile + row * ROW + column);
-            const int channel = channel0 + column;
-            finish4(v, static_cast<size_t>(pixel) * p.out_c + channel, channel, bias, residual, out, act, out_f32);
+    // Through shared memory, so that a row of results is stored as one run. A pass takes the first, then
+    // the second half of each warp's rows.
+    float* tile = reinterpret_cast<float*>(pool);
+    constexpr int PASS_ROWS = BM / PASSES, WARP_ROWS = WM / PASSES;
+#pragma unroll
+    for (int pass = 0; pass < PASSES; pass++) {
+        if (pass > 0) __syncthreads();
+#pragma unroll
+        for (int i = 0; i < MI / PASSES; i++) {
+#pragma unroll
+            for (int j = 0; j < NI; j++) {
+                const int k = pass * (MI / PASSES) + i;
+                float* to = tile + (wm / PASSES + i * 16 + (lane >> 2)) * ROW + wn + j * 8 + (lane & 3) * 2;
+                *reinterpret_cast<float2*>(to) = make_float2(acc[k][j][0], acc[k][j][1]);
+                *reinterpret_cast<float2*>(to + 8 * ROW) = make_float2(acc[k][j][2], acc[k][j][3]);
+            }
         }
-    } else {
-        for (int i = tid; i < BM * columns; i += THREADS) {
-            const int row = i / columns, column = i - row * columns;
-            const int pixel = rows[row].w;
-            if (pixel < 0) continue;
-            const int channel = channel0 + column;
-            finish1(tile[row * ROW + column], static_cast<size_t>(pixel) * p.out_c + channel, channel, bias, residual,
-                    out, act, out_f32);
+        __syncthreads();
+        if (p.out_group % 4 == 0) {
+#pragma unroll 2
+            for (int i = tid; i < PASS_ROWS * BN / 4; i += THREADS) {
+                const int row = i / (BN / 4), column = i % (BN / 4) * 4;
+                const int pixel = rows[row / WARP_ROWS * WM + pass * WARP_ROWS + row % WARP_ROWS].w;
+                if (pixel < 0 || column >= columns) continue;
+                const float4 v = *reinterpret_cast<const float4*>(tile + row * ROW + column);
+                const int channel = channel0 + column;
+                finish4(v, static_cast<size_t>(pixel) * p.out_c + channel, channel, bias, residual, out, act, out_f32);
+            }
+        } else {
+            for (int i = tid; i < PASS_ROWS * columns; i += THREADS) {
+                const int row = i / columns, column = i - row * columns;
+                const int pixel = rows[row / WARP_ROWS * WM + pass * WARP_ROWS + row % WARP_ROWS].w;
+                if (pixel < 0) continue;
+                const int channel = channel0 + column;
+                finish1(tile[row * ROW + column], static_cast<size_t>(pixel) * p.out_c + channel, channel, bias,
+                        residual, out, act, out_f32);
+            }
         }
     }
 }

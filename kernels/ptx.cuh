@@ -11,21 +11,23 @@ __device__ __forceinline__ u32 shared_address(const void* p) {
     return static_cast<u32>(__cvta_generic_to_shared(p));
 }
 
-// 16 bytes from global to shared memory, not through registers. Zeros are written where `valid` is false;
-// the source is not touched then. Both addresses are multiples of 16.
-__device__ __forceinline__ void cp_async_16(u32 to, const void* from, bool valid) {
+// `bytes` (16 or 0) from global to shared memory, not through registers, zeros for the rest of 16: with 0
+// the source is not touched. Both addresses are multiples of 16.
+__device__ __forceinline__ void cp_async_16_of(u32 to, const void* from, u32 bytes) {
 #if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(valid ? 16 : 0)
-                 : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 #else
     uint4 v = make_uint4(0, 0, 0, 0);
-    if (valid) v = *reinterpret_cast<const uint4*>(from);
+    if (bytes) v = *reinterpret_cast<const uint4*>(from);
     asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};\n" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
                  : "memory");
 #endif
 }
+__device__ __forceinline__ void cp_async_16(u32 to, const void* from, bool valid) {
+    cp_async_16_of(to, from, valid ? 16 : 0);
+}
 __device__ __forceinline__ void cp_async_16(void* to, const void* from, bool valid) {
-    cp_async_16(shared_address(to), from, valid);
+    cp_async_16_of(shared_address(to), from, valid ? 16 : 0);
 }
 
 // Closes a group of copies.
