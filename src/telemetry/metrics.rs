@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn labels_are_of_the_agreed_set() {
-        let agreed = ["line", "stage", "reason", "verdict", "queue", "result", "hash", "version"];
+        let agreed = ["device", "line", "stage", "reason", "verdict", "queue", "result", "hash", "version"];
         for metric in METRICS {
             assert!(metric.labels.iter().all(|label| agreed.contains(label)), "{}", metric.name);
         }
