@@ -109,10 +109,16 @@ struct Axes {
 
 impl Axes {
     fn merge(out: Shape, operands: [Shape; 2]) -> Axes {
-        let strides = operands.map(|x| {
-            let strides = x.strides();
-            std::array::from_fn::<_, 4, _>(|i| if x.0[i] == 1 { 0 } else { strides[i] })
-        });
+        Axes::merge_strides(
+            out,
+            operands.map(|x| {
+                let strides = x.strides();
+                std::array::from_fn(|i| if x.0[i] == 1 { 0 } else { strides[i] })
+            }),
+        )
+    }
+
+    fn merge_strides(out: Shape, strides: [[usize; 4]; 2]) -> Axes {
         // From the innermost outwards.
         let mut merged: Vec<(usize, [usize; 2])> = Vec::with_capacity(4);
         for axis in (0..4).rev().filter(|i| out.0[*i] != 1) {
@@ -148,7 +154,17 @@ impl Axes {
 
 fn stretch(task: &Task, a: &Typed, b: &Typed, kind: i32) -> Launch {
     let axes = Axes::merge(task.out.shape, [a.shape, b.shape]);
-    let each = axes.each(task.out, [*a, *b]);
+    launch(axes, axes.each(task.out, [*a, *b]), kind)
+}
+
+/// Input 0 read with these strides at the output's positions; the innermost axis longer than 1 has
+/// stride 1.
+pub(super) fn strided_copy(task: &Task, strides: [usize; 4]) -> Launch {
+    let axes = Axes::merge_strides(task.out.shape, [strides; 2]);
+    launch(axes, axes.each(task.out, [task.inputs[0]; 2]), FIRST)
+}
+
+fn launch(axes: Axes, each: usize, kind: i32) -> Launch {
     let kernel = match each {
         8 => "binary_8",
         4 => "binary_4",
