@@ -1,6 +1,6 @@
 
 //! A libcuda.so for tests: the driver API subset cudarc uses, executed synchronously by the PTX interpreter.
-use crate::machine::{parse, Gpu, Kernel};
+use crate::spike::{parse, Gpu, Kernel};
 use std::{
     ffi::{c_char, c_int, c_uint, c_void, CStr},
     sync::{Mutex, OnceLock},

@@ -4,3 +4,5 @@
 
 pub mod driver;
 pub mod machine;
+pub mod ptx;
+mod spike;
