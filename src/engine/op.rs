@@ -265,7 +265,8 @@ pub enum Op {
     GatherBackward { channels: usize },
 
     /// param, grad, m, v, rate (1×1×1×3: lr, 1−beta1^t, 1−beta2^t), scale (scalar, on the gradient).
-    /// Writes param, m, v.
+    /// Writes param, m, v; none of them where `scale` is 0 or not finite (so a step whose gradients
+    /// left the range of their storage is skipped), and no element whose new v would not be finite.
     Adam(Adam),
     /// running, new: running += momentum·(new − running), with row 1 of axis 2 of `new` first
     /// multiplied by `variance_factor` (n/(n−1) makes it PyTorch's unbiased variance). Writes running.

@@ -1,7 +1,106 @@
 //! Launches of `kernels/loss.cu`.
 
-use super::launch::{Lowered, Task, Unsupported};
+use super::elementwise::sizes;
+use super::launch::{Arg, Launch, Lowered, Place, Task, Unsupported};
+use crate::engine::op::Op;
+
+const MODULE: &str = "loss";
+const BLOCK: usize = 256;
+/// Partial sums of the cross-entropy; more blocks would go round fewer rows each.
+const MOST_PARTIALS: usize = 1024;
+
+/// Threads that share a row of this many channels, in the order of the kernels of each operation.
+fn pick_lanes(channels: usize) -> (usize, usize) {
+    match channels {
+        ..=32 => (4, 0),
+        ..=256 => (32, 1),
+        _ => (BLOCK, 2),
+    }
+}
 
 pub fn lower(task: &Task) -> Result<Lowered, Unsupported> {
-    Err(task.unsupported("has no kernel yet"))
+    let x = task.inputs[0].shape;
+    let (lanes, variant) = pick_lanes(x.c());
+    let too_long = |_| task.unsupported("an axis exceeds 2³¹ elements");
+    let channels = Arg::I32(i32::try_from(x.c()).map_err(too_long)?);
+    let rows = x.rows();
+    let blocks = rows.div_ceil(BLOCK / lanes);
+    let launch = |kernels: [&'static str; 3], blocks: usize, mut args: Vec<Arg>| {
+        args.extend([sizes(&[rows]), channels.clone()]);
+        let grid = [blocks as u32, 1, 1];
+        Launch {
+            module: MODULE,
+            kernel: kernels[variant],
+            grid,
+            block: [BLOCK as u32, 1, 1],
+            shared: 0,
+            args,
+        }
+    };
+    let input = |i: usize| Arg::Real(Place::Input(i));
+    let out = Arg::Real(Place::Out);
+    Ok(match task.op {
+        Op::Softmax => {
+            let kernels = ["softmax_4", "softmax_32", "softmax_256"];
+            Lowered::one(launch(kernels, blocks, vec![input(0), out]))
+        }
+        Op::SoftmaxBackward => {
+            let kernels = ["softmax_backward_4", "softmax_backward_32", "softmax_backward_256"];
+            Lowered::one(launch(kernels, blocks, vec![input(0), input(1), out]))
+        }
+        Op::CrossEntropy => {
+            let kernels = ["cross_entropy_4", "cross_entropy_32", "cross_entropy_256"];
+            let partials = blocks.min(MOST_PARTIALS);
+            let partial = Arg::Pointer(Place::Scratch(0));
+            let sums = launch(kernels, partials, vec![input(0), input(1), partial.clone()]);
+            let args = vec![partial, Arg::Pointer(Place::Out), Arg::I32(partials as i32), sizes(&[rows])];
+            let mean = Launch { kernel: "cross_entropy_mean", grid: [1; 3], args, ..sums.clone() };
+            Lowered { launches: vec![sums, mean], scratch_bytes: partials * 4 }
+        }
+        Op::CrossEntropyBackward => {
+            let kernels =
+                ["cross_entropy_backward_4", "cross_entropy_backward_32", "cross_entropy_backward_256"];
+            let dloss = Arg::Pointer(Place::Input(2));
+            Lowered::one(launch(kernels, blocks, vec![input(0), input(1), dloss, out]))
+        }
+        _ => return Err(task.unsupported("is no loss")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::launch::{Limits, Typed};
+    use super::super::storage::Storage;
+    use super::*;
+    use crate::engine::shape::Shape;
+
+    const LIMITS: Limits = Limits { arch: 80, multiprocessors: 108, shared_bytes: 163 << 10 };
+
+    fn lowered(op: &Op, x: Shape) -> Lowered {
+        let typed = |shape| Typed { shape, storage: Storage::F16 };
+        let (out, scalar) = if matches!(op, Op::CrossEntropy) { (Shape::SCALAR, true) } else { (x, false) };
+        let storage = if scalar { Storage::F32 } else { Storage::F16 };
+        let inputs = [typed(x), typed(x.with(3, 1))];
+        lower(&Task { op, inputs: &inputs, out: Typed { shape: out, storage }, limits: LIMITS }).unwrap()
+    }
+
+    #[test]
+    fn short_rows_share_a_warp_and_long_ones_take_a_block() {
+        for (channels, kernel, blocks) in
+            [(2, "softmax_4", 2), (32, "softmax_4", 2), (33, "softmax_32", 9), (257, "softmax_256", 65)]
+        {
+            let launch = &lowered(&Op::Softmax, Shape::new(1, 5, 13, channels)).launches[0];
+            assert_eq!((launch.kernel, launch.grid), (kernel, [blocks, 1, 1]));
+        }
+    }
+
+    #[test]
+    fn the_mean_is_taken_of_one_partial_sum_a_block() {
+        for (rows, partials) in [(1, 1), (65, 2), (64 * 1024 + 1, 1024)] {
+            let lowered = lowered(&Op::CrossEntropy, Shape::new(1, 1, rows, 3));
+            assert_eq!(lowered.launches[0].grid[0], partials);
+            assert_eq!(lowered.launches[1].args[2], Arg::I32(partials as i32));
+            assert_eq!(lowered.scratch_bytes, partials as usize * 4);
+        }
+    }
 }
