@@ -123,6 +123,12 @@ impl Device {
         Ok(Device { threads: Threads::new(threads.max(1)), gpu })
     }
 
+    /// A GPU that is open, with one thread beside it.
+    #[cfg(test)]
+    pub(crate) fn on(gpu: Gpu) -> Self {
+        Device { threads: Threads::new(1), gpu: Some((gpu, Priority::High)) }
+    }
+
     pub fn threads(&self) -> &Threads {
         &self.threads
     }

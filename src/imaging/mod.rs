@@ -13,4 +13,5 @@ pub use error::ImagingError;
 pub use files::{RgbImage, list_images, read_image};
 pub use heatmap::Heatmap;
 pub use pixel::{FrameView, PixelFormat, Plane, Roi};
-pub use preprocess::Preprocessor;
+pub use preprocess::{Preprocessor, normalisation};
+pub use resize::Axis;

@@ -1,17 +1,15 @@
 //! A taught model, compiled and ready to judge frames.
 
 use super::error::{MAX_INPUT, RealnetError};
+use super::frames::Frames;
 use super::initial::fill_missing;
 use super::network::{judgement, selection_name};
 use super::score::{Fusion, Raw, raw};
 use super::spec::NetSpec;
 use crate::engine::{Device, Options, ParamStore, Program, Tensor};
-use crate::imaging::{FrameView, Preprocessor, Roi};
+use crate::imaging::{FrameView, Roi};
 use crate::model::{Model, Preset, Thresholds};
 use crate::nets::random_weights;
-
-/// Frame geometries that are kept prepared; lines of several cameras take turns.
-const PREPARED: usize = 8;
 
 /// Owns a compiled inference program and its buffers; one per device and line.
 #[derive(Debug)]
@@ -103,22 +101,14 @@ pub(super) struct Core {
     spec: NetSpec,
     program: Program,
     fusion: Option<Fusion>,
-    prepared: Vec<Prepared>,
-}
-
-#[derive(Debug)]
-struct Prepared {
-    width: usize,
-    height: usize,
-    roi: Option<Roi>,
-    preprocessor: Preprocessor,
+    frames: Frames,
 }
 
 impl Core {
     pub fn new(spec: NetSpec, params: &ParamStore, device: &Device) -> Result<Self, RealnetError> {
         let (g, outputs) = judgement(&spec)?;
         let program = Program::compile(&g, &outputs, params, device, Options::default())?;
-        Ok(Core { spec, program, fusion: Fusion::from_params(params), prepared: vec![] })
+        Ok(Core { spec, program, fusion: Fusion::from_params(params), frames: Frames::default() })
     }
 
     pub fn set_fusion(&mut self, fusion: Fusion) {
@@ -127,22 +117,7 @@ impl Core {
 
     /// Runs the network on a frame.
     pub fn raw(&mut self, frame: &FrameView<'_>, roi: Option<Roi>) -> Result<Raw, RealnetError> {
-        let side = self.spec.input;
-        let fits = |p: &Prepared| (p.width, p.height, p.roi) == (frame.width, frame.height, roi);
-        let at = match self.prepared.iter().position(fits) {
-            Some(at) => at,
-            None => {
-                let preprocessor = Preprocessor::new(frame.width, frame.height, roi, side, side)?;
-                if self.prepared.len() == PREPARED {
-                    self.prepared.remove(0);
-                }
-                let (width, height) = (frame.width, frame.height);
-                self.prepared.push(Prepared { width, height, roi, preprocessor });
-                self.prepared.len() - 1
-            }
-        };
-        self.prepared[at].preprocessor.run(frame, self.program.input_mut("image")?)?;
-        self.program.run()?;
+        self.frames.run(&mut self.program, self.spec.input, frame, roi)?;
         raw(&self.spec, &self.program)
     }
 

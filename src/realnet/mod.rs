@@ -6,6 +6,7 @@ mod bank;
 mod blend;
 mod draw;
 mod error;
+mod frames;
 mod initial;
 mod inspector;
 mod masks;

@@ -9,6 +9,7 @@ use half::f16;
 
 use super::buffer::{DeviceBuffer, Pinned};
 use super::device::{DeviceError, Gpu, Priority, call};
+use super::feed::{Addresses, Feed};
 use super::launch::{Arg, Launch};
 use super::schedule::{Block, Loc, Port, Schedule, Step};
 use super::storage::Storage;
@@ -20,10 +21,12 @@ use crate::engine::{Options, ProgramError};
 
 /// Owns its device memory and its stream. Fields drop in this order: first what uses the memory.
 pub struct Program {
+    feeds: Vec<Option<Feed>>,
     graph: Option<CudaGraph>,
     /// Kernels of the graph stay loaded as long as these live.
     functions: Vec<CudaFunction>,
     stream: Arc<CudaStream>,
+    copies: Arc<CudaStream>,
     schedule: Schedule,
     arena: DeviceBuffer,
     persistent: DeviceBuffer,
@@ -62,7 +65,7 @@ impl Program {
         let block = std::mem::take(&mut schedule.persistent);
         let arena = DeviceBuffer::new(gpu, schedule.arena_bytes)?;
         let persistent = DeviceBuffer::new(gpu, block.len())?;
-        let stream = gpu.stream(priority)?;
+        let (stream, copies) = (gpu.stream(priority)?, gpu.stream(priority)?);
         if !block.is_empty() {
             // SAFETY: `persistent` has as many bytes, and `block` lives until the copy has ended.
             unsafe { result::memcpy_htod_async(persistent.address, &block, stream.cu_stream()) }
@@ -72,9 +75,11 @@ impl Program {
         let inputs = Pinned::new(gpu, host_len(&schedule.inputs))?;
         let outputs = Pinned::new(gpu, host_len(&schedule.outputs))?;
         let mut program = Program {
+            feeds: Vec::new(),
             graph: None,
             functions: Vec::new(),
             stream,
+            copies,
             schedule,
             arena,
             persistent,
@@ -86,7 +91,7 @@ impl Program {
         Ok(program)
     }
 
-    /// Records one run.
+    /// Captures one run.
     fn capture(&mut self) -> Result<(), DeviceError> {
         let mut functions = Vec::new();
         for step in &self.schedule.steps {
@@ -105,29 +110,103 @@ impl Program {
         self.functions = functions;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream.begin_capture(mode).map_err(call("cuStreamBeginCapture"))?;
-        let recorded = self.record();
-        // The capture has to be ended in any case, or the stream is of no use any more.
+        let recorded = self.record(None);
+        self.graph = self.end_capture(recorded)?;
+        Ok(())
+    }
+
+    /// The capture has to be ended in any case, or the stream is of no use any more.
+    fn end_capture(&self, recorded: Result<(), DeviceError>) -> Result<Option<CudaGraph>, DeviceError> {
         let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
         recorded?;
-        self.graph = graph.map_err(call("cuGraphInstantiate"))?;
-        if let Some(graph) = &self.graph {
+        let graph = graph.map_err(call("cuGraphInstantiate"))?;
+        if let Some(graph) = &graph {
             graph.upload().map_err(call("cuGraphUpload"))?;
+        }
+        Ok(graph)
+    }
+
+    /// Lets `planes` of host bytes (so many each) fill the fp16 input `name`: `launch` says how, given
+    /// where planes and `tables` lie. Returns a number to call it by.
+    pub fn attach(
+        &mut self,
+        name: &str,
+        planes: &[usize],
+        tables: &[&[u8]],
+        launch: impl Fn(&Addresses) -> Launch,
+    ) -> Result<usize, ProgramError> {
+        let port = find(&self.schedule.inputs, "input", name)?;
+        let input = self.schedule.inputs.iter().position(|p| p.name == name).unwrap_or(0);
+        let out = self.address(port.value.loc);
+        let mut feed = Feed::new(&self.gpu, &self.copies, input, out, planes, tables, launch)?;
+        for side in 0..feed.sides.len() {
+            let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+            self.stream.begin_capture(mode).map_err(call("cuStreamBeginCapture"))?;
+            let recorded = self.record(Some((&feed, side)));
+            feed.sides[side].graph = self.end_capture(recorded)?;
+        }
+        let free = self.feeds.iter().position(Option::is_none);
+        let number = free.unwrap_or(self.feeds.len());
+        match self.feeds.get_mut(number) {
+            Some(place) => *place = Some(feed),
+            None => self.feeds.push(Some(feed)),
+        }
+        Ok(number)
+    }
+
+    /// Forgets a feed and its buffers.
+    pub fn detach(&mut self, feed: usize) -> Result<(), ProgramError> {
+        self.wait()?;
+        if let Some(place) = self.feeds.get_mut(feed) {
+            *place = None;
         }
         Ok(())
     }
 
-    fn record(&mut self) -> Result<(), DeviceError> {
+    /// Runs once on a frame: copies its planes, fills the input, computes, copies the outputs.
+    pub fn run_fed(&mut self, feed: usize, planes: &[&[u8]]) -> Result<(), ProgramError> {
+        let known = self.feeds.len();
+        let Some(Some(feed)) = self.feeds.get_mut(feed) else {
+            let (name, known) = (feed.to_string(), format!("{known}"));
+            return Err(ProgramError::Unknown { kind: "feed", name, known });
+        };
+        let submitted = feed.submit(planes, &self.stream);
+        // Waited for even where it failed: the copies may be on their way, and the planes are borrowed.
+        self.copies.synchronize().map_err(call("cuStreamSynchronize"))?;
+        submitted?;
+        self.wait()
+    }
+
+    fn wait(&self) -> Result<(), ProgramError> {
+        self.stream.synchronize().map_err(call("cuStreamSynchronize"))?;
+        Ok(())
+    }
+
+    /// Records one run; where a feed fills an input, its launch stands for that input's copy and
+    /// conversion.
+    fn record(&self, fed: Option<(&Feed, usize)>) -> Result<(), DeviceError> {
         let stream = self.stream.cu_stream();
-        for port in &self.schedule.inputs {
+        let by_feed = fed.and_then(|(feed, _)| self.schedule.inputs.get(feed.input));
+        if let Some((feed, side)) = fed {
+            self.launch(&Step::NOWHERE, &feed.sides[side].launch, &feed.function)?;
+        }
+        for (index, port) in self.schedule.inputs.iter().enumerate() {
+            if fed.is_some_and(|(feed, _)| feed.input == index) {
+                continue;
+            }
             let from = &self.inputs.as_slice()[port.offset..][..port.shape.len()];
             // SAFETY: the port's place holds as many words; `inputs` lives as long as the graph.
             unsafe { result::memcpy_htod_async(self.address(port.loc), from, stream) }
                 .map_err(call("cuMemcpyHtoDAsync"))?;
         }
         let mut functions = self.functions.iter();
-        for step in &self.schedule.steps {
+        for (index, step) in self.schedule.steps.iter().enumerate() {
+            let converts = index < self.schedule.conversions;
             for launch in &step.launches {
                 let Some(function) = functions.next() else { continue };
+                if converts && by_feed.is_some_and(|port| step.out == port.value) {
+                    continue;
+                }
                 self.launch(step, launch, function)?;
             }
         }
@@ -136,9 +215,11 @@ impl Program {
                 Block::Arena => self.arena.address,
                 Block::Persistent => self.persistent.address,
             } + port.loc.offset as u64;
-            let to = &mut self.outputs.as_mut_slice()[port.offset..][..port.shape.len()];
-            // SAFETY: as for the inputs.
-            unsafe { result::memcpy_dtoh_async(to, from, stream) }.map_err(call("cuMemcpyDtoHAsync"))?;
+            let to = &self.outputs.as_slice()[port.offset..][..port.shape.len()];
+            // SAFETY: as for the inputs; the device writes when the graph runs, which takes `&mut self`.
+            unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_ptr().cast_mut().cast(), from, size_of_val(to), stream) }
+                .result()
+.map_err(call("cuMemcpyDtoHAsync"))?;
         }
         Ok(())
     }
@@ -200,8 +281,7 @@ impl Program {
         if let Some(graph) = &self.graph {
             graph.launch().map_err(call("cuGraphLaunch"))?;
         }
-        self.stream.synchronize().map_err(call("cuStreamSynchronize"))?;
-        Ok(())
+        self.wait()
     }
 
     pub fn input_mut(&mut self, name: &str) -> Result<&mut [f32], ProgramError> {
@@ -306,6 +386,7 @@ impl Program {
 impl Drop for Program {
     fn drop(&mut self) {
         // Memory must not go while the device still works on it. After an error nothing runs any more.
+        let _ = self.copies.synchronize();
         let _ = self.stream.synchronize();
     }
 }

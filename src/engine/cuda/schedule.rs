@@ -60,6 +60,19 @@ pub struct Step {
 }
 
 impl Step {
+    /// For launches whose arguments name no operand.
+    pub const NOWHERE: Step = {
+        let loc = Loc { block: Block::Arena, offset: 0, bytes: 0 };
+        Step {
+            name: String::new(),
+            launches: Vec::new(),
+            inputs: Vec::new(),
+            shadows: Vec::new(),
+            out: Lying { loc, storage: Storage::F16 },
+            scratch: loc,
+        }
+    };
+
     /// Where a launch's operand lies, and how. `None` for a shadow that the program has no use for.
     pub fn place(&self, place: Place) -> Option<Lying> {
         let at = |loc: Loc, offset: usize| Loc {
@@ -105,6 +118,8 @@ pub struct Param {
 #[derive(Debug)]
 pub struct Schedule {
     pub steps: Vec<Step>,
+    /// Steps at the start that convert inputs.
+    pub conversions: usize,
     pub inputs: Vec<Port>,
     pub outputs: Vec<Port>,
     pub params: Vec<Param>,
@@ -219,6 +234,7 @@ impl<'a> Layout<'a> {
         }
         let params = self.place_sources(outputs, stores)?;
         let inputs = self.inputs()?;
+        let conversions = self.drafts.len();
         let fused = self.fusable_norms(&order);
         for (i, v) in order.iter().enumerate() {
             if fused.contains_key(v) {
@@ -229,7 +245,8 @@ impl<'a> Layout<'a> {
             self.operation(*v, i + 1, &fused)?;
         }
         let downloads = self.outputs(outputs, end);
-        self.finish(inputs, outputs, downloads, params)
+        let schedule = self.finish(inputs, outputs, downloads, params)?;
+        Ok(Schedule { conversions, ..schedule })
     }
 
     fn typed(&self, v: Value) -> Typed {
@@ -462,6 +479,7 @@ impl<'a> Layout<'a> {
         }
         Ok(Schedule {
             steps,
+            conversions: 0,
             inputs: in_ports,
             outputs: out_ports,
             params,
