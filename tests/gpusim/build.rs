@@ -1,4 +1,5 @@
-//! The library answers to the name that CUDA programs load.
+//! The cdylib answers to the driver's name: once it is loaded from any path, a later
+//! `dlopen("libcuda.so.1")` of the same process finds it.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
