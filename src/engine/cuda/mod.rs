@@ -26,6 +26,7 @@ mod program;
 pub mod reduce;
 pub mod residual;
 pub mod resize;
+mod rows;
 pub mod schedule;
 #[cfg(test)]
 pub(crate) mod simulator;
