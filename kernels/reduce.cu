@@ -12,7 +12,8 @@
 //
 // reduce_lanes: `lanes` (a power of two up to 32) threads an output, K1·K2·lanes threads.
 // reduce_block: a block an output and slice, grid (K1·K2, slices).
-// reduce_columns: thread x takes V columns, threads y share out the rows; grid (columns, K1, slices).
+// reduce_columns: thread x (up to 32) takes V columns, threads y share out the rows; grid (columns, K1,
+// slices).
 //
 // Global bytes: x once, results once. One operation an element.
 #include "vector.cuh"
@@ -46,15 +47,19 @@ __device__ __forceinline__ size_t inner_at(const Inner& g, unsigned k1, unsigned
     return ((size_t(k1) * g.r1 + r1) * g.k2 + k2) * g.r2 + r2;
 }
 
-// What a thread adds up: from `r` in steps of `step`, in units of V elements, V a divisor of r2.
+// What thread `mine` of `step` adds up between `start` and `end`, in units of V elements, V a divisor of
+// r2.
 template <int V>
 __device__ __forceinline__ float inner_part(const Real& x, const Inner& g, int kind, unsigned output,
-                                            size_t start, size_t end, unsigned step) {
+                                            size_t start, size_t end, size_t mine, unsigned step) {
     const unsigned k1 = output / g.k2, k2 = output - k1 * g.k2;
     float sum[V];
 #pragma unroll
     for (int k = 0; k < V; ++k) sum[k] = neutral(kind);
-    for (size_t r = start; r < end; r += step) {
+    // All threads take the same number of steps: they meet again at the shuffles.
+    for (size_t first = start; first < end; first += step) {
+        const size_t r = first + mine;
+        if (r >= end) continue;
         float v[V];
         load_all(x, inner_at(g, k1, k2, r * V), v);
 #pragma unroll
@@ -70,19 +75,17 @@ __device__ __forceinline__ void reduce_lanes(const Real& x, const Real& y, const
     const size_t thread = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
     const size_t output = thread / lanes, outputs = size_t(g.k1) * g.k2;
     const unsigned lane = threadIdx.x % lanes;
-    float sum = neutral(kind);
-    if (output < outputs) {
-        sum = inner_part<V>(x, g, kind, output, lane, size_t(g.r1) * g.r2 / V, lanes);
-    }
+    const size_t len = size_t(g.r1) * g.r2 / V;
+    // Threads beyond the last output add nothing up, in as many steps.
+    float sum = inner_part<V>(x, g, kind, output, 0, len, output < outputs ? lane : len, lanes);
     for (int offset = lanes / 2; offset > 0; offset >>= 1) {
         sum = combine(kind, sum, __shfl_xor_sync(FULL_WARP, sum, offset));
     }
     if (output < outputs && lane == 0) store(y, output, sum * g.scale);
 }
 
-// All threads of a block of 256; the result in thread 0. All must call it, once.
-__device__ __forceinline__ float block_combine(int kind, float x) {
-    __shared__ float warps[8];
+// All threads of a block of 256; the result in thread 0. All must call it, once. `warps` is shared.
+__device__ __forceinline__ float block_combine(int kind, float x, float (&warps)[8]) {
     for (int offset = 16; offset > 0; offset >>= 1) {
         x = combine(kind, x, __shfl_xor_sync(FULL_WARP, x, offset));
     }
@@ -96,19 +99,19 @@ __device__ __forceinline__ float block_combine(int kind, float x) {
 
 template <int V>
 __device__ __forceinline__ void reduce_block(const Real& x, const Real& y, const Inner& g, int kind) {
+    __shared__ float warps[8];
     const size_t len = size_t(g.r1) * g.r2 / V;
     const size_t per_slice = (len + g.slices - 1) / g.slices;
     const size_t start = per_slice * blockIdx.y;
     const size_t end = start + per_slice < len ? start + per_slice : len;
-    const float part = inner_part<V>(x, g, kind, blockIdx.x, start + threadIdx.x, end, 256);
-    const float sum = block_combine(kind, part);
+    const float part = inner_part<V>(x, g, kind, blockIdx.x, start, end, threadIdx.x, 256);
+    const float sum = block_combine(kind, part, warps);
     if (threadIdx.x == 0) store(y, size_t(blockIdx.y) * gridDim.x + blockIdx.x, sum * g.scale);
 }
 
 template <int V>
 __device__ __forceinline__ void reduce_columns(const Real& x, const Real& y, const Columns& g, int kind) {
-    // Row after row of threads: [y][x][V].
-    __shared__ float parts[256 * V];
+    __shared__ float parts[8][V][32];
     const unsigned place = blockIdx.x * blockDim.x + threadIdx.x;
     const unsigned column = place * V;
     const bool inside = column < unsigned(g.k2);
@@ -116,39 +119,46 @@ __device__ __forceinline__ void reduce_columns(const Real& x, const Real& y, con
     const size_t per_slice = (rows + g.slices - 1) / g.slices;
     const size_t start = per_slice * blockIdx.z;
     const size_t end = start + per_slice < rows ? start + per_slice : rows;
-    const unsigned mine = threadIdx.y * blockDim.x + threadIdx.x;
+    const unsigned thread = threadIdx.y * blockDim.x + threadIdx.x;
+    const unsigned lane = thread % 32, warp = thread / 32;
     for (unsigned k1 = blockIdx.y; k1 < unsigned(g.k1); k1 += gridDim.y) {
         float sum[V];
 #pragma unroll
         for (int k = 0; k < V; ++k) sum[k] = neutral(kind);
-        if (inside) {
-            for (size_t r = start + threadIdx.y; r < end; r += blockDim.y) {
-                size_t row = r;
-                if (g.k1 != 1) {
-                    const size_t r0 = r / g.r1;
-                    row = (r0 * g.k1 + k1) * g.r1 + (r - r0 * g.r1);
-                }
-                float v[V];
-                load_all(x, row * g.k2 + column, v);
+        // All threads take the same number of steps: they meet again below.
+        for (size_t first = start; first < end; first += blockDim.y) {
+            const size_t r = first + threadIdx.y;
+            if (!inside || r >= end) continue;
+            size_t row = r;
+            if (g.k1 != 1) {
+                const size_t r0 = r / g.r1;
+                row = (r0 * g.k1 + k1) * g.r1 + (r - r0 * g.r1);
+            }
+            float v[V];
+            load_all(x, row * g.k2 + column, v);
 #pragma unroll
-                for (int k = 0; k < V; ++k) sum[k] = combine(kind, sum[k], v[k]);
+            for (int k = 0; k < V; ++k) sum[k] = combine(kind, sum[k], v[k]);
+        }
+        // Lanes of one column first (a block is at most 32 wide, so they are `blockDim.x` apart), then
+        // warps.
+        for (unsigned offset = 16; offset >= blockDim.x; offset >>= 1) {
+#pragma unroll
+            for (int k = 0; k < V; ++k) {
+                sum[k] = combine(kind, sum[k], __shfl_xor_sync(FULL_WARP, sum[k], offset));
             }
         }
-        // Thread (x, y) has V sums; those of one column are combined in a tree over y.
-        for (unsigned half = blockDim.y / 2; half > 0; half /= 2) {
-            if (threadIdx.y >= half && threadIdx.y < 2 * half) {
+        if (lane < blockDim.x) {
 #pragma unroll
-                for (int k = 0; k < V; ++k) parts[k * 256 + mine] = sum[k];
-            }
-            __syncthreads();
-            if (threadIdx.y < half) {
-#pragma unroll
-                for (int k = 0; k < V; ++k) {
-                    sum[k] = combine(kind, sum[k], parts[k * 256 + mine + half * blockDim.x]);
-                }
-            }
-            __syncthreads();
+            for (int k = 0; k < V; ++k) parts[warp][k][lane] = sum[k];
         }
+        __syncthreads();
+        if (inside && threadIdx.y == 0) {
+#pragma unroll
+            for (int k = 0; k < V; ++k) {
+                for (int i = 1; i < 8; ++i) sum[k] = combine(kind, sum[k], parts[i][k][lane]);
+            }
+        }
+        __syncthreads();
         if (inside && threadIdx.y == 0) {
 #pragma unroll
             for (int k = 0; k < V; ++k) sum[k] *= g.scale;
@@ -189,6 +199,7 @@ struct Lengths {
 extern "C" __global__ __launch_bounds__(256, 2) void sum_squares(Real x0, Real x1, Real x2, Real x3, Real x4,
                                                                  Real x5, Real x6, Real x7, Lengths lengths,
                                                                  float* parts) {
+    __shared__ float warps[8];
     Real x = x0;
     size_t len = lengths.len[0];
     unsigned first = 0;
@@ -210,6 +221,6 @@ extern "C" __global__ __launch_bounds__(256, 2) void sum_squares(Real x0, Real x
 #pragma unroll
         for (int k = 0; k < 8; ++k) sum += v[k] * v[k];
     }
-    sum = block_combine(SUM, sum);
+    sum = block_combine(SUM, sum, warps);
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }

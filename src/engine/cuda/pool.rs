@@ -185,10 +185,7 @@ mod tests {
         let op = |size| Op::Pool { pool: Pool::Avg, window: window(size) };
         let x = half(1, 20, 20, 8);
         assert_eq!(kernels(&op(3), &[x], half(1, 18, 18, 8)), (vec!["pool_8"], 0));
-        assert_eq!(
-            kernels(&op(16), &[x], half(1, 5, 5, 8)),
-            (vec!["pool_8", "pool_8"], 4 * 20 * 5 * 8)
-        );
+        assert_eq!(kernels(&op(16), &[x], half(1, 5, 5, 8)), (vec!["pool_8", "pool_8"], 4 * 20 * 5 * 8));
         let back = Op::PoolBackward { pool: Pool::Avg, window: window(16) };
         let dy = half(1, 5, 5, 3);
         assert_eq!(
