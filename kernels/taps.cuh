@@ -27,7 +27,9 @@ __device__ __forceinline__ Taps taps(int resize, const ResizedAxis& a, unsigned 
     const float at = resize == BILINEAR ? fmaxf(__fadd_rn(__fmul_rn(out + .5f, a.ratio), -.5f), 0.f)
                                         : __fmul_rn(float(out), a.ratio);
     const unsigned i = min(unsigned(at), a.from - 1);
-    return {i, min(i + 1, a.from - 1), fminf(fmaxf(at - float(i), 0.f), 1.f)};
+    // Beyond the last pixel there is only that.
+    if (i + 1 == a.from) return {i, i, 0.f};
+    return {i, i + 1, fminf(fmaxf(at - float(i), 0.f), 1.f)};
 }
 
 // What source pixel `i` weighs in a destination pixel of these taps.
