@@ -30,16 +30,16 @@ struct Sum {
     __device__ __forceinline__ float operator()(float a, float b) const { return a + b; }
 };
 
-// Of the LANES threads of a row, in each of them; all threads of the block must call it.
+// Of the LANES threads of a row, in each of them; all threads of the block must call it. `warps` is the
+// block's, BLOCK / 32 numbers of shared memory.
 template <int LANES, class F>
-__device__ __forceinline__ float over_lanes(float x, F f) {
+__device__ __forceinline__ float over_lanes(float x, float* warps, F f) {
 #pragma unroll
     for (int offset = min(LANES, 32) / 2; offset > 0; offset /= 2) {
         x = f(x, __shfl_xor_sync(FULL_WARP, x, offset));
     }
     if constexpr (LANES > 32) {
         static_assert(LANES == BLOCK, "a block a row");
-        __shared__ float warps[BLOCK / 32];
         __syncthreads();
         if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
         __syncthreads();
@@ -55,9 +55,11 @@ template <int LANES>
 struct Row {
     size_t row, at;
     int lane, channels;
+    float* warps;
 
-    __device__ __forceinline__ Row(size_t row, size_t rows, int channels)
-        : row(row), at(row * channels), lane(threadIdx.x % LANES), channels(row < rows ? channels : 0) {}
+    __device__ __forceinline__ Row(size_t row, size_t rows, int channels, float* warps)
+        : row(row), at(row * channels), lane(threadIdx.x % LANES), channels(row < rows ? channels : 0),
+          warps(warps) {}
 
     template <class F>
     __device__ __forceinline__ void each(F f) const {
@@ -67,13 +69,13 @@ struct Row {
     __device__ __forceinline__ float top(const Real& x) const {
         float top = NEG_INF;
         each([&](int c) { top = fmaxf(top, load(x, at + c)); });
-        return over_lanes<LANES>(top, Larger{});
+        return over_lanes<LANES>(top, warps, Larger{});
     }
 
     __device__ __forceinline__ float z(const Real& x, float top) const {
         float sum = 0.f;
         each([&](int c) { sum += __expf(load(x, at + c) - top); });
-        return over_lanes<LANES>(sum, Sum{});
+        return over_lanes<LANES>(sum, warps, Sum{});
     }
 
     __device__ __forceinline__ int chosen(const Real& target, int classes) const {
@@ -87,43 +89,45 @@ __device__ __forceinline__ size_t first_row() {
 }
 
 template <int LANES>
-__device__ __forceinline__ void softmax(const Real& x, const Real& y, size_t rows, int channels) {
-    const Row<LANES> row(first_row<LANES>(), rows, channels);
+__device__ __forceinline__ void softmax(const Real& x, const Real& y, size_t rows, int channels,
+                                        float* warps) {
+    const Row<LANES> row(first_row<LANES>(), rows, channels, warps);
     const float top = row.top(x), z = row.z(x, top);
     row.each([&](int c) { store(y, row.at + c, __expf(load(x, row.at + c) - top) / z); });
 }
 
 template <int LANES>
 __device__ __forceinline__ void softmax_backward(const Real& y, const Real& dy, const Real& dx, size_t rows,
-                                                 int channels) {
-    const Row<LANES> row(first_row<LANES>(), rows, channels);
+                                                 int channels, float* warps) {
+    const Row<LANES> row(first_row<LANES>(), rows, channels, warps);
     float sum = 0.f;
     row.each([&](int c) { sum += load(y, row.at + c) * load(dy, row.at + c); });
-    const float dot = over_lanes<LANES>(sum, Sum{});
+    const float dot = over_lanes<LANES>(sum, warps, Sum{});
     row.each([&](int c) { store(dx, row.at + c, load(y, row.at + c) * (load(dy, row.at + c) - dot)); });
 }
 
 template <int LANES>
 __device__ __forceinline__ void cross_entropy(const Real& x, const Real& target, float* partial, size_t rows,
-                                              int channels) {
+                                              int channels, float* warps) {
     const size_t step = static_cast<size_t>(gridDim.x) * (BLOCK / LANES);
     float sum = 0.f;
     // All threads of a block go round equally often: they meet inside.
     for (size_t base = 0; base < rows; base += step) {
-        const Row<LANES> row(base + first_row<LANES>(), rows, channels);
+        const Row<LANES> row(base + first_row<LANES>(), rows, channels, warps);
         const float top = row.top(x), z = row.z(x, top);
         if (row.lane == 0 && row.channels > 0) {
             sum += top + logf(z) - load(x, row.at + row.chosen(target, channels));
         }
     }
-    const float all = over_lanes<BLOCK>(sum, Sum{});
+    const float all = over_lanes<BLOCK>(sum, warps, Sum{});
     if (threadIdx.x == 0) partial[blockIdx.x] = all;
 }
 
 template <int LANES>
 __device__ __forceinline__ void cross_entropy_backward(const Real& x, const Real& target, const float* dloss,
-                                                       const Real& dx, size_t rows, int channels) {
-    const Row<LANES> row(first_row<LANES>(), rows, channels);
+                                                       const Real& dx, size_t rows, int channels,
+                                                       float* warps) {
+    const Row<LANES> row(first_row<LANES>(), rows, channels, warps);
     const float top = row.top(x), z = row.z(x, top);
     if (row.channels == 0) return;
     const float factor = *dloss / static_cast<float>(rows);
@@ -138,20 +142,24 @@ __device__ __forceinline__ void cross_entropy_backward(const Real& x, const Real
 #define FOR_LANES(LANES)                                                                              \
     extern "C" __global__ void __launch_bounds__(BLOCK)                                               \
         softmax_##LANES(Real x, Real y, size_t rows, int channels) {                                  \
-        softmax<LANES>(x, y, rows, channels);                                                         \
+        __shared__ float warps[BLOCK / 32];                                                           \
+        softmax<LANES>(x, y, rows, channels, warps);                                                  \
     }                                                                                                 \
     extern "C" __global__ void __launch_bounds__(BLOCK)                                               \
         softmax_backward_##LANES(Real y, Real dy, Real dx, size_t rows, int channels) {               \
-        softmax_backward<LANES>(y, dy, dx, rows, channels);                                           \
+        __shared__ float warps[BLOCK / 32];                                                           \
+        softmax_backward<LANES>(y, dy, dx, rows, channels, warps);                                    \
     }                                                                                                 \
     extern "C" __global__ void __launch_bounds__(BLOCK)                                               \
         cross_entropy_##LANES(Real x, Real target, float* partial, size_t rows, int channels) {       \
-        cross_entropy<LANES>(x, target, partial, rows, channels);                                     \
+        __shared__ float warps[BLOCK / 32];                                                           \
+        cross_entropy<LANES>(x, target, partial, rows, channels, warps);                              \
     }                                                                                                 \
     extern "C" __global__ void __launch_bounds__(BLOCK)                                               \
         cross_entropy_backward_##LANES(Real x, Real target, const float* dloss, Real dx, size_t rows, \
                                        int channels) {                                                \
-        cross_entropy_backward<LANES>(x, target, dloss, dx, rows, channels);                          \
+        __shared__ float warps[BLOCK / 32];                                                           \
+        cross_entropy_backward<LANES>(x, target, dloss, dx, rows, channels, warps);                   \
     }
 
 FOR_LANES(4)
@@ -161,8 +169,9 @@ FOR_LANES(256)
 // grid 1, block 256
 extern "C" __global__ void __launch_bounds__(BLOCK)
     cross_entropy_mean(const float* __restrict__ partial, float* __restrict__ loss, int blocks, size_t rows) {
+    __shared__ float warps[BLOCK / 32];
     float sum = 0.f;
     for (int i = threadIdx.x; i < blocks; i += BLOCK) sum += partial[i];
-    const float all = over_lanes<BLOCK>(sum, Sum{});
+    const float all = over_lanes<BLOCK>(sum, warps, Sum{});
     if (threadIdx.x == 0) *loss = all / static_cast<float>(rows);
 }
