@@ -53,6 +53,12 @@ const TRANSPOSE: &[Tile] = &[
 ];
 const TRANSPOSE_ANY: &[Tile] = &[tile(64, 32, "conv_transpose_any_64x32")];
 
+/// Every tile there is.
+#[cfg(test)]
+pub(super) fn all_tiles() -> impl Iterator<Item = &'static Tile> {
+    [DENSE, GATHER, RAGGED, ANY, TRANSPOSE, TRANSPOSE_ANY].into_iter().flatten()
+}
+
 /// The tiles that take these widths. Copies of 16 bytes need 8 | channels of a group: those summed over
 /// for the pixels; for the weights those of their last axis, the written ones of a convolution.
 fn tiles(transposed: bool, in_group: usize, out_group: usize) -> &'static [Tile] {

@@ -8,6 +8,8 @@ pub mod attention;
 mod buffer;
 pub mod conv;
 pub mod conv_grad;
+#[cfg(test)]
+mod conv_tests;
 pub mod depthwise;
 pub mod device;
 pub mod elementwise;

@@ -10,7 +10,7 @@ use half::f16;
 use super::buffer::{DeviceBuffer, Pinned};
 use super::device::{DeviceError, Gpu, Priority, call};
 use super::feed::{Addresses, Feed};
-use super::launch::{Arg, Launch};
+use super::launch::{Arg, Launch, Limits};
 use super::schedule::{Block, Loc, Port, Schedule, Step};
 use super::storage::Storage;
 use crate::engine::graph::{Graph, Value};
@@ -55,13 +55,26 @@ impl Program {
         priority: Priority,
         options: Options,
     ) -> Result<Self, ProgramError> {
+        Self::compile_for(graph, outputs, params, gpu, gpu.limits(), priority, options)
+    }
+
+    /// With the tiles that a GPU of these limits would be given.
+    pub(super) fn compile_for(
+        graph: &Graph,
+        outputs: &[(&str, Value)],
+        params: &ParamStore,
+        gpu: &Gpu,
+        limits: Limits,
+        priority: Priority,
+        options: Options,
+    ) -> Result<Self, ProgramError> {
         let kept: Vec<Value> = outputs.iter().map(|o| o.1).collect();
         let mut graph = graph.clone();
         let made = match options.passes {
             true => passes::optimise(&mut graph, params, &kept),
             false => ParamStore::new(),
         };
-        let mut schedule = Schedule::new(&graph, outputs, [params, &made], gpu.limits())?;
+        let mut schedule = Schedule::new(&graph, outputs, [params, &made], limits)?;
         let block = std::mem::take(&mut schedule.persistent);
         let arena = DeviceBuffer::new(gpu, schedule.arena_bytes)?;
         let persistent = DeviceBuffer::new(gpu, block.len())?;
