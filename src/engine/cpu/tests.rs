@@ -184,6 +184,34 @@ pub(in crate::engine) fn cases() -> Vec<Case> {
     all
 }
 
+/// Norms and attention of the sizes at which a GPU's kernels change their way.
+pub(in crate::engine) fn device_cases() -> Vec<Case> {
+    let mut all = vec![
+        norm_case("batch norm of few rows", Norm::Batch, s(1, 1, 1, 8)),
+        norm_case("batch norm in vectors", Norm::Batch, s(2, 5, 9, 72)),
+        norm_case("batch norm in chunks", Norm::Batch, s(2, 40, 41, 24)),
+        norm_case("batch norm in chunks, odd", Norm::Batch, s(2, 50, 41, 3)),
+        norm_case("group norm in vectors", Norm::Group(4), s(2, 12, 11, 64)),
+        norm_case("group norm across vectors", Norm::Group(4), s(2, 12, 11, 24)),
+        norm_case("group norm, wide", Norm::Group(1), s(2, 2, 3, 2104)),
+        norm_case("group norm, wide and odd", Norm::Group(2), s(1, 2, 3, 602)),
+        norm_case("group norm in chunks", Norm::Group(2), s(1, 112, 48, 16)),
+        norm_case("instance norm in vectors", Norm::Group(72), s(2, 5, 5, 72)),
+        norm_case("layer norm in vectors", Norm::Layer, s(2, 3, 5, 40)),
+        norm_case("layer norm in registers", Norm::Layer, s(1, 3, 3, 1024)),
+        norm_case("layer norm, wide", Norm::Layer, s(1, 3, 3, 1032)),
+        norm_case("layer norm in chunks", Norm::Layer, s(2, 45, 40, 24)),
+    ];
+    for (name, act) in [("norm, relu", Act::Relu), ("norm, relu6", Act::Relu6), ("norm, silu", Act::Silu)] {
+        all.push(case(name, &[s(2, 5, 3, 16)], false, |g, p| {
+            let norm = Norm::Group(2);
+            let m = g.moments(norm, p[0])?;
+            g.apply(Op::Normalize { norm, eps: 1e-5, affine: false, act }, &[p[0], m])
+        }));
+    }
+    all
+}
+
 /// A scalar of y that weighs every element differently, and its gradients.
 pub(in crate::engine) fn with_loss(case: &Case) -> (Graph, Value, Vec<Value>) {
     let mut g = case.graph.clone();

@@ -5,7 +5,7 @@ use half::f16;
 
 use super::simulator::gpu;
 use super::{Priority, Program};
-use crate::engine::cpu::tests::{Case, cases, norm_error, params_with_weights, with_loss};
+use crate::engine::cpu::tests::{Case, cases, device_cases, norm_error, params_with_weights, with_loss};
 use crate::engine::cpu::{self};
 use crate::engine::{Graph, Op, Options, ParamStore, Threads};
 
@@ -93,7 +93,7 @@ fn check(case: &Case, operands: Operands, backward: bool) -> Vec<String> {
 fn check_all(backward: bool) {
     let only = std::env::var("ONLY").unwrap_or_default();
     let mut wrong = vec![];
-    for case in cases().iter().filter(|c| c.name.contains(&only)) {
+    for case in cases().iter().chain(&device_cases()).filter(|c| c.name.contains(&only)) {
         for operands in [Operands::Parameters, Operands::Inputs] {
             wrong.extend(check(case, operands, backward));
         }
