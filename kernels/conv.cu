@@ -1,9 +1,9 @@
 // Convolution, and its adjoint by the input (which is the transposed convolution), as implicit matrix
 // products on tensor cores; fp16 in, fp32 sums, fp16 or fp32 out.
 //
-//     conv:       y[n, h, w, o] = tail(Σ_{r,s,i} x[n, h·stride + r − top, w·stride + s − left, i] · W[r, s, i, o])
-//     transpose:  y[n, h, w, i] = tail(Σ_{r,s,o} x[n, (h + top − r)/stride, (w + left − s)/stride, o] · W[r, s, i, o])
-//                                 over the taps for which both quotients are whole
+//     conv:       y[n, h, w, o] = tail(Σ_{r,s,i} W[r, s, i, o] · x[n, h·stride + r − top, w·stride + s − left, i])
+//     transpose:  y[n, h, w, i] = tail(Σ_{r,s,o} W[r, s, i, o] · x[n, (h + top − r)/stride, (w + left − s)/stride, o])
+//                 over the taps for which both quotients are whole
 //     tail(v) = act(v + bias[channel] + residual[n, h, w, channel])
 //
 // Layouts: x, y, residual N×H×W×C; W kh×kw×(cin/groups)×cout, the same for both: the transpose multiplies
@@ -13,7 +13,9 @@
 // (⌈m/BM⌉, ⌈n/BN⌉, phases·groups·splits). The summed axis is k = (tap, channel), channel fastest, in
 // slices of 32; three slices are in shared memory, one read by ldmatrix while cp.async fills the next two.
 // A slice may span taps: eight channels at a time lie in one where 8 | channels of a group, and 16-byte
-// copies are used then. Other widths (a stem's 3, a head's 2) are copied element by element.
+// copies are used then. Other widths (a stem's 3, a head's 2) are copied element by element, neighbouring
+// lanes neighbouring places: of a 7×7 stem a request meets two or three runs of 42 bytes, which start where
+// they may, so that about half of each sector is of use; the rest comes from L1 for the next pixel.
 //
 // The surprising decision: a transpose with a stride is split by (h mod stride, w mod stride) into
 // stride² phases. All pixels of a phase meet the same taps, so each phase is a dense product, stride² times
@@ -23,6 +25,7 @@
 // split, fp32 parts go to scratch, and conv_sum_splits adds them in order: no atomics, the same bits always.
 //
 // Per result 2·k FLOP and, from L2, 2·k·(1/BM + 1/BN) bytes: 43 FLOP a byte at 128×64, 32 at 64×64.
+#include "conv_tail.cuh"
 #include "ptx.cuh"
 
 // Mirrors Problem of src/engine/cuda/conv.rs.
@@ -68,50 +71,6 @@ struct Place {
         s = tap - r * taps_w;
     }
 };
-
-// Activations of Act in op.rs, in its order.
-__device__ __forceinline__ float activate(float v, int act) {
-    switch (act) {
-        case 1: return fmaxf(v, 0.0f);
-        case 2: return fminf(fmaxf(v, 0.0f), 6.0f);
-        case 3: return v / (1.0f + __expf(-v));
-        default: return v;
-    }
-}
-
-// Four neighbouring results at element `at`, channel `channel`, both multiples of four: tail and store.
-__device__ __forceinline__ void finish4(float4 v, size_t at, int channel, const float* bias,
-                                        const __half* residual, void* out, int act, int out_f32) {
-    if (bias) {
-        const float4 b = *reinterpret_cast<const float4*>(bias + channel);
-        v.x += b.x, v.y += b.y, v.z += b.z, v.w += b.w;
-    }
-    if (residual) {
-        const ushort4 r = *reinterpret_cast<const ushort4*>(residual + at);
-        v.x += __half2float(__ushort_as_half(r.x)), v.y += __half2float(__ushort_as_half(r.y));
-        v.z += __half2float(__ushort_as_half(r.z)), v.w += __half2float(__ushort_as_half(r.w));
-    }
-    if (act) v = make_float4(activate(v.x, act), activate(v.y, act), activate(v.z, act), activate(v.w, act));
-    if (out_f32) {
-        *reinterpret_cast<float4*>(static_cast<float*>(out) + at) = v;
-    } else {
-        const __half2 lo = __floats2half2_rn(v.x, v.y), hi = __floats2half2_rn(v.z, v.w);
-        *reinterpret_cast<uint2*>(static_cast<__half*>(out) + at) =
-            make_uint2(*reinterpret_cast<const u32*>(&lo), *reinterpret_cast<const u32*>(&hi));
-    }
-}
-
-__device__ __forceinline__ void finish1(float v, size_t at, int channel, const float* bias,
-                                        const __half* residual, void* out, int act, int out_f32) {
-    if (bias) v += bias[channel];
-    if (residual) v += __half2float(residual[at]);
-    v = activate(v, act);
-    if (out_f32) {
-        static_cast<float*>(out)[at] = v;
-    } else {
-        static_cast<__half*>(out)[at] = __float2half_rn(v);
-    }
-}
 
 // One BM×BN tile of results, WM×WN of it per warp.
 template <int BM, int BN, int WM, int WN, bool TRANSPOSED, bool VECTOR_A, bool VECTOR_B>
@@ -268,7 +227,8 @@ __device__ __forceinline__ void conv_tile(const __half* __restrict__ x, const __
             for (int i = 0; i < B_LOADS; i++) {
                 if (BN % 32 == 0 || row0 < BN) {
                     const bool ok = b_valid && n0 + row0 + 32 * i < p.out_group;
-                    cp_async_16(b_to[i] + stage * B_BYTES, ok ? b_from[0] + static_cast<long long>(32 * i) * p.c : weight, ok);
+                    cp_async_16(b_to[i] + stage * B_BYTES,
+                                ok ? b_from[0] + static_cast<long long>(32 * i) * p.c : weight, ok);
                 }
             }
         } else if constexpr (TRANSPOSED) {

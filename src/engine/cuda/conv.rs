@@ -62,7 +62,7 @@ pub(super) fn all_tiles() -> impl Iterator<Item = &'static Tile> {
 /// The tiles that take these widths. Copies of 16 bytes need 8 | channels of a group: those summed over
 /// for the pixels; for the weights those of their last axis, the written ones of a convolution.
 fn tiles(transposed: bool, in_group: usize, out_group: usize) -> &'static [Tile] {
-    match (transposed, in_group % 8 == 0, out_group % 8 == 0) {
+    match (transposed, in_group.is_multiple_of(8), out_group.is_multiple_of(8)) {
         (false, true, true) => DENSE,
         (false, false, true) => GATHER,
         (false, true, false) => RAGGED,
