@@ -209,6 +209,15 @@ pub(in crate::engine) fn device_cases() -> Vec<Case> {
             g.apply(Op::Normalize { norm, eps: 1e-5, affine: false, act }, &[p[0], m])
         }));
     }
+    for (name, x, layout, causal) in [
+        ("attention, 70 tokens", s(1, 7, 10, 192), QkvLayout::PerHead, false),
+        ("causal attention, 65 tokens", s(1, 5, 13, 384), QkvLayout::Blocks, true),
+        ("attention, heads of 5", s(2, 3, 11, 30), QkvLayout::PerHead, true),
+        ("attention, heads of 80", s(1, 1, 33, 480), QkvLayout::Blocks, false),
+    ] {
+        let attention = Attention { heads: 2, layout, causal };
+        all.push(case(name, &[x], false, |g, p| g.attention(p[0], attention)));
+    }
     all
 }
 
