@@ -22,6 +22,7 @@
 //
 // The surprising decision: in the strided transpose, strips begin where w + left is even, not where w is
 // 0, so that which tap meets which result of the strip is known to the compiler.
+#include "conv_tail.cuh"
 #include "vector.cuh"
 
 // Mirrors Problem of src/engine/cuda/depthwise.rs. `h`, `w` are those of the tensor read (gradient: of x),
@@ -37,16 +38,6 @@ struct Problem {
 
 constexpr int THREADS = 128;
 constexpr int STRIP = 4;
-
-// Activations of Act in op.rs, in its order.
-__device__ __forceinline__ float activate(float v, int act) {
-    switch (act) {
-        case 1: return fmaxf(v, 0.0f);
-        case 2: return fminf(fmaxf(v, 0.0f), 6.0f);
-        case 3: return v / (1.0f + __expf(-v));
-        default: return v;
-    }
-}
 
 template <int V>
 __device__ __forceinline__ void finish(float (&v)[V], size_t at, int c, const float* bias,
