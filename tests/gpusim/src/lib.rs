@@ -1,8 +1,6 @@
 //! A simulated GPU for tests: a PTX interpreter with checks on every access (`machine`), and the driver
 //! API on top of it (`driver`), so that an unmodified CUDA program runs on any machine.
-#![allow(warnings)]
 
 pub mod driver;
 pub mod machine;
 pub mod ptx;
-mod spike;
