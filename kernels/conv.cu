@@ -15,7 +15,7 @@
 // A slice may span taps: eight channels at a time lie in one where 8 | channels of a group, and 16-byte
 // copies are used then. Other widths (a stem's 3, a head's 2) are copied element by element, neighbouring
 // lanes neighbouring places: of a 7×7 stem a request meets two or three runs of 42 bytes, which start where
-// they may, so that about half of each sector is of use; the rest comes from L1 for the next pixel.
+// they may, so that about two thirds of each sector are of use; the rest comes from L1 for the next pixel.
 //
 // The surprising decision: a transpose with a stride is split by (h mod stride, w mod stride) into
 // stride² phases. All pixels of a phase meet the same taps, so each phase is a dense product, stride² times
