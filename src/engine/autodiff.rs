@@ -255,6 +255,9 @@ fn backward(g: &mut Graph, y: Value, dy: Value, needed: &[bool]) -> Result<Vec<(
             out.push((x[0], g.apply(Op::GatherBackward { channels }, &[x[1], dy])?));
         }
         Op::GatherBackward { .. } => out.push((x[1], g.gather(dy, x[0])?)),
+        Op::ResidualRank(_) | Op::ResidualGather(_) => {
+            return Err(undefined("residual planes are chosen without their stack only to judge"));
+        }
         Op::Adam(_) | Op::MovingAverage { .. } => {}
     }
     out.retain(|(input, _)| needed[input.index()]);

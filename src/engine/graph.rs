@@ -7,7 +7,8 @@ use std::collections::HashMap;
 
 use super::infer::infer;
 use super::op::{
-    Act, Adam, Attention, Binary, Conv, Distribution, Epilogue, Norm, Op, Pool, Reduce, Resize, Unary, Window,
+    Act, Adam, Attention, Binary, Conv, Distribution, Epilogue, Norm, Op, Pool, Reduce, Residual, Resize,
+    Unary, Window,
 };
 use super::shape::{DType, Shape};
 
@@ -329,6 +330,23 @@ impl Graph {
 
     pub fn gather(&mut self, x: Value, indices: Value) -> GraphResult {
         self.apply(Op::Gather, &[x, indices])
+    }
+
+    /// See `Op::ResidualRank`.
+    pub fn residual_rank(&mut self, residual: Residual, f: Value, r: Value) -> GraphResult {
+        self.apply(Op::ResidualRank(residual), &[f, r])
+    }
+
+    /// The chosen residual planes of all scales, each features and their reconstruction.
+    pub fn residual_gather(
+        &mut self,
+        residual: Residual,
+        indices: Value,
+        scales: &[(Value, Value)],
+    ) -> GraphResult {
+        let pairs = scales.iter().flat_map(|(f, r)| [*f, *r]);
+        let inputs: Vec<_> = [indices].into_iter().chain(pairs).collect();
+        self.apply(Op::ResidualGather(residual), &inputs)
     }
 
     /// One AdamW step on `param`, whose moments are the parameters `{prefix}.m.{name}` and

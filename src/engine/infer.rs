@@ -1,7 +1,7 @@
 //! Shape inference: what an operation yields on inputs of given shapes and types, or what is wrong with
 //! them.
 
-use super::op::{Conv, Epilogue, Norm, Op, Window};
+use super::op::{Conv, Epilogue, Norm, Op, Residual, Resize, Window};
 use super::shape::{DType, Shape};
 
 /// Shape and type of what `op` yields on inputs of these shapes and types, or what is wrong with them.
@@ -11,7 +11,7 @@ pub(super) fn infer(op: &Op, inputs: &[(Shape, DType)]) -> Result<(Shape, DType)
     let want = |ok: bool, message: String| if ok { Ok(()) } else { Err(message) };
     let indices_at: Option<usize> = match op {
         Op::Gather => Some(1),
-        Op::GatherBackward { .. } => Some(0),
+        Op::GatherBackward { .. } | Op::ResidualGather(_) => Some(0),
         _ => None,
     };
     for (i, (_, dtype)) in inputs.iter().enumerate() {
@@ -222,6 +222,26 @@ pub(super) fn infer(op: &Op, inputs: &[(Shape, DType)]) -> Result<(Shape, DType)
             want(i.c() == dy.c() && (i.n() == 1 || i.n() == dy.n()), format!("indices {i}, dy {dy}"))?;
             real(dy.with(3, *channels))
         }
+        Op::ResidualRank(residual) => {
+            let (f, r) = (shape(0)?, shape(1)?);
+            want(inputs.len() == 2 && f == r, format!("reconstruction {r} of features {f}"))?;
+            check_residual(residual)?;
+            real(Shape::new(f.n(), 1, 2, f.c()))
+        }
+        Op::ResidualGather(residual) => {
+            let (indices, first) = (shape(0)?, shape(1)?);
+            want(inputs.len() % 2 == 1, "a scale is features and their reconstruction".into())?;
+            for i in (1..inputs.len()).step_by(2) {
+                let (f, r) = (shape(i)?, shape(i + 1)?);
+                want(f == r && f.n() == first.n(), format!("reconstruction {r} of features {f}"))?;
+            }
+            want(
+                indices.h() * indices.w() == 1 && (indices.n() == 1 || indices.n() == first.n()),
+                format!("indices {indices} do not choose planes of {} pictures", first.n()),
+            )?;
+            check_residual(residual)?;
+            real(Shape::new(first.n(), residual.h, residual.w, indices.c()))
+        }
         Op::Adam(_) => {
             let p = shape(0)?;
             for i in 1..4 {
@@ -234,6 +254,14 @@ pub(super) fn infer(op: &Op, inputs: &[(Shape, DType)]) -> Result<(Shape, DType)
             want(shape(0)? == shape(1)?, format!("running {} and new {} differ", shape(0)?, shape(1)?))?;
             real(Shape::EMPTY)
         }
+    }
+}
+
+fn check_residual(residual: &Residual) -> Result<(), String> {
+    match residual.resize {
+        Resize::Area => Err("residuals are interpolated, not averaged".into()),
+        _ if residual.h == 0 || residual.w == 0 => Err("a grid has points".into()),
+        _ => Ok(()),
     }
 }
 

@@ -22,8 +22,8 @@ pub use cpu::fast::Pool as Threads;
 pub use cuda::{DeviceError, Gpu, Priority};
 pub use graph::{Graph, GraphError, GraphResult, Node, Value};
 pub use op::{
-    Act, Adam, Attention, Binary, Conv, Distribution, Epilogue, Norm, Op, Pool, QkvLayout, Reduce, Resize,
-    Unary, Window,
+    Act, Adam, Attention, Binary, Conv, Distribution, Epilogue, Norm, Op, Pool, QkvLayout, Reduce, Residual,
+    Resize, Unary, Window,
 };
 pub use program::{Device, DeviceName, Options, Program, ProgramError};
 pub use shape::{DType, Shape};

@@ -179,6 +179,17 @@ pub struct Adam {
     pub weight_decay: f32,
 }
 
+/// How residuals become planes of one grid: e = (f − f̂)² of every scale, resized to h×w.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Residual {
+    /// ln(1 + e) instead of e.
+    pub log: bool,
+    /// Not `Area`.
+    pub resize: Resize,
+    pub h: usize,
+    pub w: usize,
+}
+
 /// One operation. Inputs are listed in order; `(x)` is optional.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
@@ -264,6 +275,13 @@ pub enum Op {
     /// indices, dy: adds dy's channels to their places among `channels`.
     GatherBackward { channels: usize },
 
+    /// f, f̂: N×1×2×C, row 0 of axis 2 the maximum over the grid of each resized residual plane, row 1 the
+    /// mean. Has no gradient.
+    ResidualRank(Residual),
+    /// indices N×1×1×k or 1×1×1×k, f₀, f̂₀, f₁, f̂₁, …: N×h×w×k, the chosen residual planes in that order.
+    /// Indices count through the channels of all scales. Has no gradient.
+    ResidualGather(Residual),
+
     /// param, grad, m, v, rate (1×1×1×3: lr, 1−beta1^t, 1−beta2^t), scale (scalar, on the gradient).
     /// Writes param, m, v; none of them where `scale` is 0 or not finite (so a step whose gradients
     /// left the range of their storage is skipped), and no element whose new v would not be finite.
@@ -313,6 +331,8 @@ impl Op {
             Op::TopK { .. } => "top_k",
             Op::Gather => "gather",
             Op::GatherBackward { .. } => "gather_backward",
+            Op::ResidualRank(_) => "residual_rank",
+            Op::ResidualGather(_) => "residual_gather",
             Op::Adam(_) => "adam",
             Op::MovingAverage { .. } => "moving_average",
         }

@@ -4,7 +4,7 @@
 
 use super::autodiff::is_batch_norm_by_parameter;
 use super::graph::{Graph, Value};
-use super::op::{Act, Binary, Epilogue, Op, Unary};
+use super::op::{Act, Binary, Epilogue, Op, Reduce, Residual, Resize, Unary};
 use super::shape::Shape;
 use super::tensor::{ParamStore, Tensor};
 
@@ -13,6 +13,7 @@ use super::tensor::{ParamStore, Tensor};
 pub fn optimise(g: &mut Graph, params: &ParamStore, outputs: &[Value]) -> ParamStore {
     let made = fold_batch_norm(g, params, outputs);
     fuse_epilogues(g, outputs);
+    select_residuals(g, outputs);
     made
 }
 
@@ -186,4 +187,202 @@ fn fuse_residual(g: &mut Graph, at: Value, x: Value, residual: Value, uses: &[us
     let node = &mut g.nodes[at.index()];
     (node.op, node.inputs) = (op, inputs);
     true
+}
+
+/// Residual planes of several scales, joined only to be ranked by maximum or mean and to be chosen from,
+/// are not joined: each scale ranks its own and the chosen are made from the features. Where anything
+/// else reads the stack, it stays.
+pub fn select_residuals(g: &mut Graph, outputs: &[Value]) {
+    let uses = uses(g, outputs);
+    let live = live(g, outputs);
+    for v in g.values().filter(|v| live[v.index()]) {
+        if let Some(stack) = residual_stack(g, &uses, &live, outputs, v) {
+            replace_stack(g, v, &stack);
+        }
+    }
+}
+
+struct ResidualStack {
+    residual: Residual,
+    /// The planes of each scale, and the features and reconstruction that they come from.
+    scales: Vec<(Value, [Value; 2])>,
+    readers: Vec<Value>,
+}
+
+fn residual_stack(
+    g: &Graph,
+    uses: &[usize],
+    live: &[bool],
+    outputs: &[Value],
+    stack: Value,
+) -> Option<ResidualStack> {
+    let shape = g.shape(stack);
+    let parts = match g.node(stack).op {
+        Op::Concat { axis: 3 } => g.node(stack).inputs.clone(),
+        // One scale has nothing to be joined to.
+        Op::Resize { .. } | Op::Unary(Unary::Square | Unary::Log1p) => vec![stack],
+        _ => return None,
+    };
+    if outputs.contains(&stack) {
+        return None;
+    }
+    let readers: Vec<Value> =
+        g.values().filter(|v| live[v.index()] && g.node(*v).inputs.contains(&stack)).collect();
+    let ranks = |v: &Value| {
+        let over_pixels = [false, true, true, false];
+        matches!(g.node(*v).op, Op::Reduce { reduce: Reduce::Max | Reduce::Mean, axes } if axes == over_pixels)
+    };
+    let chooses = |v: &Value| g.node(*v).op == Op::Gather && g.node(*v).inputs[1] != stack;
+    if !readers.iter().any(ranks) || !readers.iter().all(|v| ranks(v) || chooses(v)) {
+        return None;
+    }
+    let mut scales = vec![];
+    let mut kinds: Vec<(bool, Option<Resize>)> = vec![];
+    for part in parts {
+        // A scale that is read twice is no plain part of the stack.
+        if part != stack && uses[part.index()] != 1 {
+            return None;
+        }
+        let (log, resize, pair) = squared_difference(g, uses, part)?;
+        kinds.push((log, resize));
+        scales.push((part, pair));
+    }
+    let log = kinds.first()?.0;
+    // Maps that have the grid's size already are not resized; any rule leaves them as they are.
+    let mut rules = kinds.iter().filter_map(|k| k.1);
+    let resize = rules.next().unwrap_or(Resize::Bilinear);
+    if kinds.iter().any(|k| k.0 != log) || rules.any(|r| r != resize) || resize == Resize::Area {
+        return None;
+    }
+    let residual = Residual { log, resize, h: shape.h(), w: shape.w() };
+    Some(ResidualStack { residual, scales, readers })
+}
+
+/// Whether `v` is (a − b)² or its logarithm, resized or not: (logarithm, resizing, [a, b]).
+fn squared_difference(g: &Graph, uses: &[usize], v: Value) -> Option<(bool, Option<Resize>, [Value; 2])> {
+    let alone = |v: Value| uses[v.index()] == 1;
+    let below = |v: Value| g.node(v).inputs.first().copied();
+    let (mut at, mut resize, mut log) = (v, None, false);
+    if let Op::Resize { resize: rule, .. } = g.node(at).op {
+        resize = Some(rule);
+        at = below(at).filter(|v| alone(*v))?;
+    }
+    if g.node(at).op == Op::Unary(Unary::Log1p) {
+        log = true;
+        at = below(at).filter(|v| alone(*v))?;
+    }
+    if g.node(at).op != Op::Unary(Unary::Square) {
+        return None;
+    }
+    let difference = g.node(below(at).filter(|v| alone(*v))?);
+    if difference.op != Op::Binary(Binary::Sub) {
+        return None;
+    }
+    let pair = [difference.inputs[0], difference.inputs[1]];
+    // A feature map, not something that stretches to one.
+    pair.iter().all(|v| g.shape(*v) == difference.shape).then_some((log, resize, pair))
+}
+
+/// The planes of a scale become their ranks, the stack joins those, and readers take their row of it.
+fn replace_stack(g: &mut Graph, stack: Value, found: &ResidualStack) {
+    let pairs: Vec<Value> = found.scales.iter().flat_map(|(_, pair)| *pair).collect();
+    for (part, pair) in &found.scales {
+        let shape = g.shape(pair[0]);
+        let node = &mut g.nodes[part.index()];
+        node.op = Op::ResidualRank(found.residual);
+        node.inputs = pair.to_vec();
+        node.shape = Shape::new(shape.n(), 1, 2, shape.c());
+    }
+    let joined = g.shape(stack);
+    g.nodes[stack.index()].shape = Shape::new(joined.n(), 1, 2, joined.c());
+    for reader in &found.readers {
+        let node = &mut g.nodes[reader.index()];
+        match node.op {
+            Op::Reduce { reduce, .. } => {
+                let row = if reduce == Reduce::Max { 0 } else { 1 };
+                node.op = Op::Slice { axis: 2, start: row, len: 1 };
+            }
+            _ => {
+                let indices = node.inputs[1];
+                node.op = Op::ResidualGather(found.residual);
+                node.inputs = [indices].into_iter().chain(pairs.iter().copied()).collect();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::cpu::Program;
+    use super::super::{Options, Threads};
+    use super::*;
+    use crate::engine::philox::Stream;
+    use crate::nets::rrs_head::{Mode, Selection, select};
+
+    /// Residuals of three scales and a selection, as the network has them; the shapes of two pictures.
+    fn selected(selection: Selection, log: bool, resize: Resize) -> (Graph, Value, ParamStore) {
+        let mut g = Graph::new();
+        let mut params = ParamStore::new();
+        let mut rng = Stream::new(7, 0, 0, 1).rng();
+        let mut random = |shape: Shape, lo: f32| {
+            Tensor::new(shape, (0..shape.len()).map(|_| rng.range(lo, 1.0)).collect())
+        };
+        let mut parts = vec![];
+        for (i, (side, c)) in [(12, 6), (5, 11), (3, 4)].into_iter().enumerate() {
+            let pair = ["f", "r"].map(|name| {
+                let (name, shape) = (format!("{name}{i}"), Shape::new(2, side, side, c));
+                params.insert(name.clone(), random(shape, -1.0));
+                g.param(&name, shape).unwrap()
+            });
+            let difference = g.sub(pair[0], pair[1]).unwrap();
+            let mut e = g.unary(Unary::Square, difference).unwrap();
+            if log {
+                e = g.unary(Unary::Log1p, e).unwrap();
+            }
+            parts.push(g.resize(resize, e, 12, 12).unwrap());
+        }
+        params.insert("rrs.bn_idx.moments", random(Shape::new(1, 1, 2, 21), 0.1));
+        let joined = g.concat(3, &parts).unwrap();
+        let y = select(&mut g, joined, selection, Mode::Judge, "rrs").unwrap();
+        (g, y, params)
+    }
+
+    /// Positions of the largest live value of that many channels.
+    fn largest_live(g: &Graph, outputs: &[Value], channels: usize) -> usize {
+        let live = live(g, outputs);
+        let nodes = g.nodes().iter().zip(live).filter(|(n, live)| *live && n.shape.c() == channels);
+        nodes.map(|(n, _)| n.shape.h() * n.shape.w()).max().unwrap_or(0)
+    }
+
+    #[test]
+    fn ranked_residuals_are_chosen_without_their_stack_and_stay_what_they_were() {
+        for (log, resize) in [(false, Resize::BilinearAligned), (true, Resize::Bilinear)] {
+            let selection = Selection::Ranked { by_max: 7, by_mean: 5 };
+            let (g, y, params) = selected(selection, log, resize);
+            let mut fused = g.clone();
+            select_residuals(&mut fused, &[y]);
+            assert_eq!(largest_live(&g, &[y], 21), 144);
+            assert_eq!(largest_live(&fused, &[y], 21), 2, "ranks, and no planes");
+            let run = |g: &Graph| {
+                let threads = Threads::new(1);
+                let outputs = [("y", y)];
+                let mut p = Program::compile(g, &outputs, &params, &threads, Options::REFERENCE).unwrap();
+                p.run();
+                p.output("y").unwrap().to_vec()
+            };
+            for (a, b) in run(&fused).iter().zip(run(&g)) {
+                // Five roundings of numbers up to 4.
+                assert!((a - b).abs() < 3e-6, "{a} and {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_stack_that_something_else_reads_stays() {
+        for selection in [Selection::All, Selection::Beside { by_max: 3, by_mean: 3 }] {
+            let (mut g, y, _) = selected(selection, true, Resize::Bilinear);
+            select_residuals(&mut g, &[y]);
+            assert!(g.nodes().iter().all(|n| !matches!(n.op, Op::ResidualRank(_) | Op::ResidualGather(_))));
+        }
+    }
 }

@@ -278,7 +278,9 @@ pub fn judgement(spec: &NetSpec) -> Result<Judgement, NetError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::passes;
     use crate::model::Preset;
+    use crate::nets::rrs_head::Selection;
 
     fn count(g: &Graph, prefix: &str) -> usize {
         g.params()
@@ -313,5 +315,24 @@ mod tests {
         let (g, _) = judgement(&NetSpec::of(Preset::Lean)).unwrap();
         assert_eq!((count(&g, "recon.") as f64 / 1e5).round(), 336.0);
         assert_eq!((count(&g, "rrs.") as f64 / 1e4).round(), 52.0);
+    }
+
+    #[test]
+    fn the_presets_that_rank_judge_without_a_stack_of_residuals() {
+        for preset in Preset::ALL {
+            let spec = NetSpec::of(preset);
+            let (mut g, outputs) = judgement(&spec).unwrap();
+            let outputs: Vec<Value> = outputs.iter().map(|o| o.1).collect();
+            passes::select_residuals(&mut g, &outputs);
+            let channels: usize = spec.scales.iter().map(|s| s.keep).sum();
+            let live: Vec<_> = passes::live(&g, &outputs);
+            let nodes = || g.nodes().iter().zip(&live).filter(|(_, live)| **live).map(|(n, _)| n);
+            let ranked = matches!(spec.selection, Selection::Ranked { .. });
+            let chosen = nodes().any(|n| matches!(n.op, Op::ResidualGather(_)));
+            assert_eq!(chosen, ranked, "{preset:?}");
+            let side = spec.side();
+            let stacked = nodes().any(|n| n.shape == Shape::new(1, side, side, channels));
+            assert_eq!(stacked, !ranked, "{preset:?}");
+        }
     }
 }

@@ -95,6 +95,7 @@ pub(super) fn reference_scratch_len(op: &Op, shapes: &[Shape]) -> usize {
         Op::Attention(_) => shapes[0].h() * shapes[0].w(),
         Op::AttentionBackward(_) => 2 * shapes[0].h() * shapes[0].w(),
         Op::TopK { .. } => shapes[0].c(),
+        Op::ResidualRank(_) => reference::residual::rank_scratch_len(shapes[0]),
         _ => 0,
     }
 }
@@ -215,6 +216,15 @@ fn run_plain(o: &Operands) {
         Op::Gather => reference::layout::gather(o.shaped(0), o.indices(1), o.out()),
         Op::GatherBackward { channels } => {
             reference::layout::gather_backward(o.indices(0), o.shaped(1), *channels, o.out());
+        }
+        Op::ResidualRank(residual) => {
+            reference::residual::rank(residual, o.shaped(0), o.x(1), o.out(), o.scratch());
+        }
+        Op::ResidualGather(residual) => {
+            let scale = |i: usize| (o.step.shapes[1 + 2 * i], o.x(1 + 2 * i), o.x(2 + 2 * i));
+            let scales = o.step.inputs.len() / 2;
+            let indices = o.indices(0);
+            reference::residual::gather(residual, indices, scales, scale, o.out());
         }
         Op::Adam(adam) => {
             let (grad, rate, scale) = (o.x(1), o.x(4), o.x(5)[0]);

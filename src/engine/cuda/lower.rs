@@ -3,7 +3,7 @@
 use super::launch::{Lowered, Task, Unsupported};
 use super::{
     attention, conv, conv_grad, depthwise, elementwise, gemm, layout, loss, norm, optim, philox, pool,
-    reduce, resize,
+    reduce, residual, resize,
 };
 use crate::engine::op::{Conv, Op};
 use crate::engine::shape::Shape;
@@ -39,6 +39,7 @@ pub fn lower(task: &Task) -> Result<Lowered, Unsupported> {
         | Op::TopK { .. }
         | Op::Gather
         | Op::GatherBackward { .. } => layout::lower(task),
+        Op::ResidualRank(_) | Op::ResidualGather(_) => residual::lower(task),
         Op::Random { .. } => philox::lower(task),
         Op::Adam(_) | Op::MovingAverage { .. } => optim::lower(task),
     }

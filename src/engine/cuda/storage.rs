@@ -47,7 +47,7 @@ pub fn wanted(op: &Op, i: usize) -> Wanted {
         Op::NormalizeParamGrad { .. } if i == 1 => Wanted::F32,
         Op::Random { .. } => Wanted::U32,
         Op::Gather if i == 1 => Wanted::U32,
-        Op::GatherBackward { .. } if i == 0 => Wanted::U32,
+        Op::GatherBackward { .. } | Op::ResidualGather(_) if i == 0 => Wanted::U32,
         Op::Adam(_) | Op::MovingAverage { .. } => Wanted::F32,
         Op::CrossEntropyBackward if i == 2 => Wanted::F32,
         _ => Wanted::Real,
@@ -88,6 +88,7 @@ pub fn result(op: &Op, dtype: DType, len: usize, inputs: &[Storage], only_reduce
         | Op::SumSquares
         | Op::Moments { .. }
         | Op::NormalizeParamGrad { .. }
+        | Op::ResidualRank(_)
         | Op::CrossEntropy
         | Op::Adam(_)
         | Op::MovingAverage { .. } => Storage::F32,

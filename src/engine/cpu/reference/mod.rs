@@ -12,4 +12,5 @@ pub mod layout;
 pub mod loss;
 pub mod norm;
 pub mod optim;
+pub mod residual;
 pub mod spatial;
