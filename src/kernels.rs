@@ -60,6 +60,28 @@ pub fn cubin_archs(images: &[Image]) -> Vec<u32> {
     archs
 }
 
+/// The header and the body of a kernel in its module's PTX.
+fn entry<'a>(images: &'a [Image], module: &str, kernel: &str) -> Option<(&'a str, &'a str)> {
+    let ptx = images.iter().find(|i| i.module == module && i.kind == Kind::Ptx)?;
+    let text = std::str::from_utf8(ptx.data).ok()?;
+    let name = format!(".entry {kernel}(");
+    let start = &text[text.find(&name)?..];
+    let (header, rest) = start.split_once('{')?;
+    Some((header, rest.split(".entry ").next().unwrap_or(rest)))
+}
+
+/// Threads of a block by the kernel's launch bounds; `None` where it has none.
+pub fn launch_bound(images: &[Image], module: &str, kernel: &str) -> Option<u32> {
+    let (header, _) = entry(images, module, kernel)?;
+    let bound = header.split_once(".maxntid")?.1.lines().next()?;
+    bound.split(',').map(|n| n.trim().parse::<u32>().ok()).product()
+}
+
+/// Whether the kernel multiplies matrices on tensor cores.
+pub fn uses_tensor_cores(images: &[Image], module: &str, kernel: &str) -> bool {
+    entry(images, module, kernel).is_some_and(|(_, body)| body.contains("mma.sync"))
+}
+
 /// Jetson chips. NVIDIA promises cubins across the minors of one major, but not between these and
 /// the desktop and server chips.
 const JETSON: &[u32] = &[87, 101];
@@ -151,6 +173,18 @@ mod tests {
             assert_eq!(local, 0, "{usage:?}");
             assert!(usage.registers > 0, "the assembler's report was not understood: {usage:?}");
         }
+    }
+
+    #[test]
+    fn launch_bounds_and_tensor_cores_are_read_from_the_very_kernel() {
+        const PTX: &[u8] =
+            b".entry one(\n)\n.maxntid 32, 4, 1\n{\nmma.sync.x\n}\n.entry one_more(\n)\n{\nret\n}";
+        let images = [Image { module: "m", arch: 80, kind: Kind::Ptx, data: PTX }];
+        assert_eq!(launch_bound(&images, "m", "one"), Some(128));
+        assert_eq!(launch_bound(&images, "m", "one_more"), None);
+        assert_eq!(launch_bound(&images, "m", "none"), None);
+        assert!(uses_tensor_cores(&images, "m", "one"));
+        assert!(!uses_tensor_cores(&images, "m", "one_more"));
     }
 
     #[test]

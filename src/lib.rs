@@ -13,6 +13,7 @@ pub mod kernels;
 pub mod line;
 pub mod model;
 pub mod nets;
+pub mod occupancy;
 pub mod outputs;
 pub mod realnet;
 pub mod telemetry;

@@ -1,7 +1,7 @@
 //! `inspectd doctor`: what is there, what is missing, what to type.
 //!
 //! Each check is a [`Finding`]; only what the CPU path cannot run without is [`State::Missing`] and
-//! makes the command fail. No camera is opened, no CUDA call is made.
+//! makes the command fail. No camera is opened.
 
 use std::env;
 use std::fs;
@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::teach::weights_folders;
 use super::{Exit, Failure};
+use crate::engine::{DeviceError, Gpu, cuda};
 use crate::{capture, config, kernels};
 
 /// The backbone that `teach` starts from, imported (`inspectd import`) or as downloaded (`scripts/setup.sh`).
@@ -28,9 +29,6 @@ pub struct Args {
     /// One JSON object instead of text
     #[arg(long)]
     pub json: bool,
-    /// Print the registers and memory of each embedded GPU kernel instead
-    #[arg(long, conflicts_with = "json")]
-    pub kernels: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -66,9 +64,6 @@ impl Finding {
 
 pub fn run(args: Args) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
-    if args.kernels {
-        return out.write_all(kernel_table().as_bytes()).map_err(Failure::stdout);
-    }
     let findings = examine(args.config.as_deref());
     let missing = findings.iter().filter(|f| f.state == State::Missing).count();
     let text = if args.json {
@@ -90,7 +85,7 @@ fn examine(config: Option<&Path>) -> Vec<Finding> {
     findings.extend(gstreamer());
     findings.push(weights(&weights_folders()));
     findings.push(gpu_kernels());
-    findings.push(nvidia_driver());
+    findings.extend(gpus());
     findings.push(configuration(config));
     findings.push(locked_memory(&fs::read_to_string("/proc/self/limits").unwrap_or_default()));
     findings.push(state_dir());
@@ -264,19 +259,35 @@ fn gpu_kernels() -> Finding {
     Finding::new(check, State::Ok, format!("embedded, by NVRTC {}: {archs}", kernels::NVRTC))
 }
 
-/// The driver is looked for, not asked anything: without it the first CUDA call would end the process.
-fn nvidia_driver() -> Finding {
-    let check = "NVIDIA driver";
-    // SAFETY: loads libcuda if it is there, which runs the constructors of the driver that the
-    // administrator installed; no function of it is called.
-    if !unsafe { cudarc::driver::sys::is_culib_present() } {
-        return Finding::new(check, State::Note, "none (no libcuda.so.1): inspection runs on the CPU");
+fn gpus() -> Vec<Finding> {
+    let check = "GPU";
+    let count = match cuda::device::count() {
+        Ok(0) => return vec![Finding::new(check, State::Note, "the driver shows none: --device cpu")],
+        Ok(count) => count,
+        Err(DeviceError::NoDriver) => {
+            let found = "no NVIDIA driver (no libcuda.so.1): inspection runs on the CPU";
+            return vec![Finding::new(check, State::Note, found)];
+        }
+        Err(e) => return vec![Finding::new(check, State::Note, e.to_string()).fix(e.hint())],
+    };
+    (0..count).map(|i| gpu(i, Gpu::open(i))).collect()
+}
+
+fn gpu(index: usize, opened: Result<Gpu, DeviceError>) -> Finding {
+    let check = "GPU";
+    match opened {
+        Ok(gpu) => {
+            let (name, arch, mib) = (gpu.name(), gpu.limits().arch, gpu.total_bytes() >> 20);
+            if gpu.is_simulated() {
+                let found = format!("cuda:{index} is a {name}: no figure from it says anything of silicon");
+                return Finding::new(check, State::Note, found);
+            }
+            let (major, minor) = (arch / 10, arch % 10);
+            let found = format!("cuda:{index} {name}, compute capability {major}.{minor}, {mib} MiB");
+            Finding::new(check, State::Ok, found)
+        }
+        Err(e) => Finding::new(check, State::Note, format!("cuda:{index}: {e}")).fix(e.hint()),
     }
-    let version = fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
-    let version =
-        version.lines().next().unwrap_or("libcuda is there, its kernel module is not loaded").trim();
-    // Said as long as it is true: src/engine/cuda does not exist yet.
-    Finding::new(check, State::Note, format!("{version}; this version inspects on the CPU all the same"))
 }
 
 fn configuration(given: Option<&Path>) -> Finding {
@@ -315,29 +326,6 @@ fn text(findings: &[Finding]) -> String {
         if let Some(fix) = &f.fix {
             out += &format!("{:pad$}try: {fix}\n", "", pad = 7 + 2 + width + 2);
         }
-    }
-    out
-}
-
-/// One line per kernel and architecture.
-fn kernel_table() -> String {
-    if !kernels::embedded() {
-        return "no GPU kernels in this binary: it was built without NVRTC\n".to_owned();
-    }
-    let mut out = format!(
-        "{:<12} {:<28} {:>7} {:>9} {:>12} {:>11}\n",
-        "module", "kernel", "arch", "registers", "shared bytes", "local bytes"
-    );
-    for u in kernels::REPORT {
-        let local = u.stack_bytes + u.spill_store_bytes + u.spill_load_bytes;
-        out += &format!(
-            "{:<12} {:<28} {:>7} {:>9} {:>12} {local:>11}\n",
-            u.module,
-            u.kernel,
-            format!("sm_{}", u.arch),
-            u.registers,
-            u.shared_bytes
-        );
     }
     out
 }
@@ -425,11 +413,5 @@ mod tests {
         if !Path::new(CONFIG).exists() {
             assert_eq!(configuration(None).state, State::Note);
         }
-    }
-
-    #[test]
-    fn the_kernel_table_has_one_line_per_report() {
-        let lines = kernel_table().lines().count();
-        assert_eq!(lines, 1 + kernels::REPORT.len());
     }
 }

@@ -11,6 +11,7 @@ pub mod forward;
 pub mod import;
 mod inspect;
 pub mod judge;
+pub mod kernels;
 pub mod serve;
 pub mod teach;
 
@@ -19,7 +20,7 @@ use std::sync::LazyLock;
 
 use clap::{Parser, Subcommand};
 
-use crate::kernels;
+use crate::kernels as embedded;
 
 pub use exit::{Exit, Failure, OrExit};
 
@@ -54,12 +55,14 @@ enum Command {
     Forward(forward::Args),
     /// Say what is there, what is missing, and what to type
     Doctor(doctor::Args),
+    /// List the embedded GPU kernels: registers, memory, occupancy, and what they move
+    Kernels(kernels::Args),
 }
 
 /// The version, and whether CUDA kernels are embedded in this binary.
 fn version() -> &'static str {
     static VERSION: LazyLock<String> = LazyLock::new(|| {
-        let archs = kernels::cubin_archs(kernels::IMAGES);
+        let archs = embedded::cubin_archs(embedded::IMAGES);
         let kernels = match (archs.first(), archs.last()) {
             (Some(first), Some(last)) => format!("GPU kernels for sm_{first} to sm_{last}"),
             _ => "no GPU kernels".to_owned(),
@@ -95,6 +98,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Bench(args) => bench::run(args),
         Command::Forward(args) => forward::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Kernels(args) => kernels::run(args),
     }
 }
 
@@ -120,6 +124,8 @@ mod tests {
             "inspectd bench --filter conv --json",
             "inspectd forward --arch wide_resnet50_2 --weights w --input i --out o --device cpu",
             "inspectd doctor",
+            "inspectd kernels --arch 80 --json",
+            "inspectd kernels --traffic",
         ] {
             let parsed = Cli::try_parse_from(line.split(' '));
             assert!(parsed.is_ok(), "{line}: {}", parsed.unwrap_err());

@@ -10,6 +10,7 @@ pub mod conv;
 pub mod conv_grad;
 #[cfg(test)]
 mod conv_tests;
+pub mod counters;
 pub mod depthwise;
 pub mod device;
 pub mod elementwise;
@@ -35,6 +36,7 @@ pub(crate) mod simulator;
 pub mod storage;
 #[cfg(test)]
 mod tests;
+pub mod traffic;
 
 pub use device::{DeviceError, Gpu, Priority};
 pub use lower::lower;

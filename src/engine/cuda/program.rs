@@ -230,9 +230,11 @@ impl Program {
             } + port.loc.offset as u64;
             let to = &self.outputs.as_slice()[port.offset..][..port.shape.len()];
             // SAFETY: as for the inputs; the device writes when the graph runs, which takes `&mut self`.
-            unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_ptr().cast_mut().cast(), from, size_of_val(to), stream) }
-                .result()
-.map_err(call("cuMemcpyDtoHAsync"))?;
+            unsafe {
+                sys::cuMemcpyDtoHAsync_v2(to.as_ptr().cast_mut().cast(), from, size_of_val(to), stream)
+            }
+            .result()
+            .map_err(call("cuMemcpyDtoHAsync"))?;
         }
         Ok(())
     }
@@ -367,6 +369,10 @@ impl Program {
     /// Bytes of intermediates and scratch, and bytes of parameters, on the device.
     pub fn memory_bytes(&self) -> (usize, usize) {
         (self.arena.bytes, self.persistent.bytes)
+    }
+
+    pub(super) fn steps(&self) -> &[Step] {
+        &self.schedule.steps
     }
 
     /// Kernel launches of one run.

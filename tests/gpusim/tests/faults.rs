@@ -91,6 +91,13 @@ fn copies_outside_of_buffers_are_refused_at_the_call_and_lose_nothing() {
 }
 
 #[test]
+fn what_was_never_written_does_not_leave_the_device() {
+    let _rig = rig(1);
+    let (s, x, mut out) = (stream(), buffer(), vec![0; N]);
+    assert_eq!(download(&mut out, x, s), LAUNCH_FAILED);
+}
+
+#[test]
 fn launches_that_a_driver_refuses_are_refused() {
     let rig = rig(1);
     let (s, x, y) = (stream(), buffer(), buffer());
