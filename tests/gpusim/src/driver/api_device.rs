@@ -26,7 +26,7 @@ pub(super) const BLOCKS_SM: usize = 32;
 /// `CU_DEVICE_ATTRIBUTE_*`
 fn attribute(which: c_int) -> Option<c_int> {
     Some(match which {
-        1 | 2 | 3 if which == 3 => 64,
+        1..=3 if which == 3 => 64,
         1 | 2 => 1024,
         4 => 64,
         5 => i32::MAX,
@@ -40,7 +40,7 @@ fn attribute(which: c_int) -> Option<c_int> {
         14 => 512,
         15 => 1,
         16 => MULTIPROCESSORS,
-        17 | 18 | 19 | 20 => 0,
+        17..=20 => 0,
         31 => 1,
         32 | 35 => 0,
         33 | 34 | 50 => 0,

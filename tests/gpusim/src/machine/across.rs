@@ -83,11 +83,8 @@ pub fn exchange(run: &Run<'_>, state: &mut State, warp: &mut Warp, ins: &Instruc
         }
         Op::Match { all, double, d, p, a, mask: row } => {
             let Some(named) = members(run, state, warp, ins, mask, *row, "match.sync") else { return };
-            let value: [u64; 32] = if *double {
-                warp.doubles[*a as usize]
-            } else {
-                warp.words[*a as usize].map(u64::from)
-            };
+            let value: [u64; 32] =
+                if *double { warp.doubles[*a as usize] } else { warp.words[*a as usize].map(u64::from) };
             let mut out = [0; 32];
             for i in lanes(named) {
                 for j in lanes(named) {

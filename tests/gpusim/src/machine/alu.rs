@@ -16,11 +16,7 @@ pub fn map1<A: Copy, R: Copy + Default>(a: &[A; 32], f: impl Fn(A) -> R) -> [R; 
 }
 
 #[inline(always)]
-pub fn map2<A: Copy, B: Copy, R: Copy + Default>(
-    a: &[A; 32],
-    b: &[B; 32],
-    f: impl Fn(A, B) -> R,
-) -> [R; 32] {
+pub fn map2<A: Copy, B: Copy, R: Copy + Default>(a: &[A; 32], b: &[B; 32], f: impl Fn(A, B) -> R) -> [R; 32] {
     let mut out = [R::default(); 32];
     for i in 0..32 {
         out[i] = f(a[i], b[i]);

@@ -3,7 +3,7 @@
 use super::access::{self, AtomicOperands, Request, Shape, addresses, lanes};
 use super::alu::{self, map1, map2, map3, put};
 use super::worker::{Kind, Run, State, Warp};
-use super::{float, tensor};
+use super::{float, staged, tensor};
 use crate::ptx::instruction::*;
 
 #[inline(always)]
@@ -23,8 +23,8 @@ fn compare_with<T: PartialOrd + Copy>(cmp: Compare, a: &[T; 32], b: &[T; 32]) ->
         Compare::Le => each(a, b, |x, y| x <= y),
         Compare::Gt => each(a, b, |x, y| x > y),
         Compare::Ge => each(a, b, |x, y| x >= y),
-        Compare::Ne => each(a, b, |x, y| x < y || x > y),
-        Compare::Equ => !each(a, b, |x, y| x < y || x > y),
+        Compare::Ne => each(a, b, |x, y| x.partial_cmp(&y).is_some() && x != y),
+        Compare::Equ => each(a, b, |x, y| x.partial_cmp(&y).is_none() || x == y),
         Compare::Ltu => !each(a, b, |x, y| x >= y),
         Compare::Leu => !each(a, b, |x, y| x > y),
         Compare::Gtu => !each(a, b, |x, y| x <= y),
@@ -158,18 +158,13 @@ pub fn execute(run: &Run<'_>, state: &mut State, warp: &mut Warp, ins: &Instruct
             if matches!(ty, Int::U64 | Int::S64) {
                 double!(d, map3(dd!(a), w!(b), w!(c), |x, p, n| alu::extract(signed, 64, x, p, n)))
             } else {
-                word!(
-                    d,
-                    map3(w!(a), w!(b), w!(c), |x, p, n| alu::extract(signed, 32, x.into(), p, n) as u32)
-                )
+                word!(d, map3(w!(a), w!(b), w!(c), |x, p, n| alu::extract(signed, 32, x.into(), p, n) as u32))
             }
         }
         Op::Bfi { double, d, a, b, c, e } => {
             let (at, length) = (w!(c), w!(e));
             if *double {
-                let out = std::array::from_fn(|i| {
-                    alu::insert(64, dd!(a)[i], dd!(b)[i], at[i], length[i])
-                });
+                let out = std::array::from_fn(|i| alu::insert(64, dd!(a)[i], dd!(b)[i], at[i], length[i]));
                 double!(d, out)
             } else {
                 let out = std::array::from_fn(|i| {
@@ -237,8 +232,7 @@ pub fn execute(run: &Run<'_>, state: &mut State, warp: &mut Warp, ins: &Instruct
         }
         Op::Setp { cmp, ty, p, q, a, b, combine } => {
             let (first, second) = compare(*cmp, *ty, warp, *a, *b);
-            let (first, second) =
-                (combined(warp, first, *combine), combined(warp, second, *combine));
+            let (first, second) = (combined(warp, first, *combine), combined(warp, second, *combine));
             set(warp, *p, first, mask);
             set(warp, *q, second, mask);
         }
@@ -249,9 +243,9 @@ pub fn execute(run: &Run<'_>, state: &mut State, warp: &mut Warp, ins: &Instruct
                 let (low, high) = (first >> i & 1, second >> i & 1);
                 match (to, ty) {
                     (Type::F32, _) => low * 0x3f80_0000,
-                    (Type::F16x2, _) => low * 0x3c00 | high * 0x3c00_0000,
+                    (Type::F16x2, _) => (low * 0x3c00) | (high * 0x3c00_0000),
                     (Type::F16, _) => low * 0x3c00,
-                    (_, Type::F16x2) => low * 0xffff | high * 0xffff_0000,
+                    (_, Type::F16x2) => (low * 0xffff) | (high * 0xffff_0000),
                     _ => low.wrapping_neg(),
                 }
             });
@@ -353,7 +347,7 @@ pub fn execute(run: &Run<'_>, state: &mut State, warp: &mut Warp, ins: &Instruct
             map2(w!(a), w!(b), |x, y| {
                 let half = |x: u32| {
                     let x = f32::from_bits(x);
-                    float::to_half(if *relu && !(x > 0.0) { 0.0 } else { x })
+                    float::to_half(if *relu && (x <= 0.0 || x.is_nan()) { 0.0 } else { x })
                 };
                 half(x) << 16 | half(y)
             })
@@ -396,15 +390,15 @@ pub fn execute(run: &Run<'_>, state: &mut State, warp: &mut Warp, ins: &Instruct
         Op::ActiveMask { d } => word!(d, [mask; 32]),
         Op::LdMatrix { d, count, transposed, at } => {
             if mask != u32::MAX {
-                return missing(run, state, warp, ins, "ldmatrix", u32::MAX & !mask, mask);
+                return missing(run, state, warp, ins, "ldmatrix", !mask, mask);
             }
             let at = addresses(warp, *at);
             let r = Request { space: Space::Shared, at, mask, place: ins.place };
-            access::load_matrices(run, state, warp, &r, &d[..usize::from(*count)], *transposed)
+            staged::load_matrices(run, state, warp, &r, &d[..usize::from(*count)], *transposed)
         }
         Op::Mma { k, d, a, b, c } => {
             if mask != u32::MAX {
-                return missing(run, state, warp, ins, "mma", u32::MAX & !mask, mask);
+                return missing(run, state, warp, ins, "mma", !mask, mask);
             }
             state.counters.mma += u64::from(*k / 8);
             let rows = |r: Row| &warp.words[if r == NONE { 0 } else { r as usize }];
@@ -425,14 +419,14 @@ pub fn execute(run: &Run<'_>, state: &mut State, warp: &mut Warp, ins: &Instruct
                 put(&mut n, [0; 32], p);
             }
             let to = Request { space: Space::Shared, at, mask, place: ins.place };
-            access::copy_async(run, state, warp, to, from, usize::from(*bytes), &n)
+            staged::copy_async(run, state, warp, to, from, usize::from(*bytes), &n)
         }
         Op::CopyCommit => {
             for lane in lanes(mask) {
                 warp.commits[lane] += 1;
             }
         }
-        Op::CopyWait { left } => access::copy_wait(run, state, warp, mask, *left),
+        Op::CopyWait { left } => staged::copy_wait(run, state, warp, mask, *left),
         Op::Shuffle { .. } | Op::Vote { .. } | Op::Match { .. } | Op::Redux { .. } => {
             super::across::exchange(run, state, warp, ins, mask)
         }

@@ -38,7 +38,11 @@ pub fn narrow(x: f64, round: Round) -> f32 {
     match round {
         Round::Nearest => near,
         Round::Zero if exact.abs() > x.abs() => {
-            if x > 0.0 { near.next_down() } else { near.next_up() }
+            if x > 0.0 {
+                near.next_down()
+            } else {
+                near.next_up()
+            }
         }
         Round::Down if exact > x => near.next_down(),
         Round::Up if exact < x => near.next_up(),

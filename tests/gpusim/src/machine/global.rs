@@ -65,9 +65,7 @@ impl Allocation {
             2 => self.init.u16(offset).load(Relaxed) == u16::MAX,
             4 => self.init.u32(offset).load(Relaxed) == u32::MAX,
             8 => self.init.u64(offset).load(Relaxed) == u64::MAX,
-            _ => {
-                self.init.u64(offset).load(Relaxed) & self.init.u64(offset + 8).load(Relaxed) == u64::MAX
-            }
+            _ => self.init.u64(offset).load(Relaxed) & self.init.u64(offset + 8).load(Relaxed) == u64::MAX,
         }
     }
 

@@ -70,7 +70,7 @@ macro_rules! atomic_views {
         #[inline(always)]
         pub fn $name(&self, offset: usize) -> &$atomic {
             const N: usize = size_of::<$atomic>();
-            assert!(offset % N == 0 && offset < self.len && self.len - offset >= N, "inside, aligned");
+            assert!(offset.is_multiple_of(N) && offset < self.len && self.len - offset >= N, "inside, aligned");
             // SAFETY: inside the allocation and aligned (its start is aligned to 64); all accesses while
             // it is shared are atomic.
             unsafe { &*self.start.as_ptr().add(offset).cast::<$atomic>() }
@@ -242,7 +242,8 @@ impl Memory {
 
     /// Where an address that is in no allocation lies.
     pub(super) fn describe(&self, address: u64) -> String {
-        if let Some((start, bytes)) = self.freed.iter().rfind(|f| address.wrapping_sub(f.0) < f.1.max(1) as u64)
+        if let Some((start, bytes)) =
+            self.freed.iter().rfind(|f| address.wrapping_sub(f.0) < f.1.max(1) as u64)
         {
             return format!("in memory that was freed ({bytes} bytes at {start:#x})");
         }

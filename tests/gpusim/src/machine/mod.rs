@@ -14,6 +14,7 @@ mod float;
 mod global;
 mod memory;
 mod shared;
+mod staged;
 mod tensor;
 mod warp;
 mod worker;

@@ -192,6 +192,9 @@ fn warp_barrier(run: &Run<'_>, state: &mut State, warp: &mut Warp, ins: &Instruc
 fn barrier(run: &Run<'_>, state: &mut State, warp: &mut Warp, ins: &Instruction, mask: u32) {
     let Op::Barrier { id, count, arrive, reduce, d, p, negate } = ins.op else { return };
     let lane = mask.trailing_zeros() as usize;
+    if mask == warp.mask {
+        let_go(&run.kernel.code, warp);
+    }
     if mask != warp.live {
         let live = warp.live;
         let what = format!("divergent barrier: reached by lanes {mask:#010x} of {live:#010x}");
@@ -215,6 +218,31 @@ fn barrier(run: &Run<'_>, state: &mut State, warp: &mut Warp, ins: &Instruction,
     warp.result = (d, ins.place);
     warp.pc += 1;
     warp.status = Status::Waiting { id, count };
+}
+
+/// Ends groups that have only their exit before them: a barrier does not wait for threads that return
+/// early.
+fn let_go(code: &[Instruction], warp: &mut Warp) {
+    let mut gone = 0;
+    for g in warp.groups.iter().filter(|g| g.waits_for == 0) {
+        let mut pc = g.pc;
+        while let Some(ins) = code.get(pc as usize).filter(|i| i.guard == NONE) {
+            match ins.op {
+                // Only forwards: this ends.
+                Op::Branch { to } if to > pc => pc = to,
+                Op::Exit | Op::Return => {
+                    gone |= g.mask;
+                    break;
+                }
+                _ => break,
+            }
+        }
+    }
+    if gone != 0 {
+        warp.live &= !gone;
+        warp.groups.retain(|g| g.mask & gone == 0);
+        warp.look = 0;
+    }
 }
 
 fn branch_index(

@@ -278,9 +278,15 @@ impl State {
     pub fn wrong(&mut self, run: &Run<'_>, wrong: Wrong, space: &str, place: u32, thread: usize, at: u64) {
         let (kind, what) = match wrong {
             Wrong::Uninitialised => (Kind::Uninitialised, "read of uninitialised"),
-            Wrong::RaceReadAfterWrite => (Kind::Race, "race: read of what another thread wrote, unordered, in"),
-            Wrong::RaceWriteAfterWrite => (Kind::Race, "race: write over what another thread wrote, unordered, in"),
-            Wrong::RaceWriteAfterRead => (Kind::Race, "race: write over what another thread read, unordered, in"),
+            Wrong::RaceReadAfterWrite => {
+                (Kind::Race, "race: read of what another thread wrote, unordered, in")
+            }
+            Wrong::RaceWriteAfterWrite => {
+                (Kind::Race, "race: write over what another thread wrote, unordered, in")
+            }
+            Wrong::RaceWriteAfterRead => {
+                (Kind::Race, "race: write over what another thread read, unordered, in")
+            }
             Wrong::Atomicity => (Kind::Race, "race: two lanes write different values in one instruction to"),
         };
         self.fault(run, kind, place, thread, format!("{what} {space} memory at {at:#x}"));

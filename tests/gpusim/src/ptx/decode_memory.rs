@@ -42,7 +42,13 @@ pub fn decode(c: &mut Context<'_, '_, '_>) -> Result<Op> {
         "atom" | "red" => atomic(c)?,
         "cvta" => {
             let ty = c.ty()?;
-            Op::Cvta { space: space(c)?, to: c.has("to"), d: c.d(0, ty)?, a: c.s(1, ty)?, double: ty.double() }
+            Op::Cvta {
+                space: space(c)?,
+                to: c.has("to"),
+                d: c.d(0, ty)?,
+                a: c.s(1, ty)?,
+                double: ty.double(),
+            }
         }
         "isspacep" => Op::IsSpace { space: space(c)?, p: c.p(0)?.0, a: c.s(1, Type::U64)? },
         "shfl" => shuffle(c)?,

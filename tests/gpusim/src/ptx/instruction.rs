@@ -264,6 +264,8 @@ pub enum Reduce {
     Or,
 }
 
+// One line a form.
+#[rustfmt::skip]
 #[derive(Clone, Debug)]
 pub enum Op {
     Nop,

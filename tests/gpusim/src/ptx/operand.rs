@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
+use super::Value;
 use super::instruction::{Address, NONE, Register, Row, Type};
 use super::lexer::Token;
-use super::Value;
 
 /// An operand as written.
 #[derive(Clone, Debug)]
