@@ -159,3 +159,46 @@ impl AddAssign for Counters {
         self.shared_bank_conflicts += o.shared_bank_conflicts;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lanes(f: impl Fn(u64) -> u64) -> [u64; 32] {
+        std::array::from_fn(|i| f(i as u64))
+    }
+
+    #[test]
+    fn global_requests_count_sectors_and_distinct_bytes() {
+        let count = |at: [u64; 32], mask, bytes| {
+            let mut c = Counters::default();
+            (c.global(&at, mask, bytes), c.sectors)
+        };
+        assert_eq!(count(lanes(|i| 256 + 4 * i), u32::MAX, 4), (128, 4));
+        assert_eq!(count(lanes(|i| 260 + 4 * i), u32::MAX, 4), (128, 5), "not aligned to a sector");
+        assert_eq!(count(lanes(|i| 256 + 4 * (31 - i)), u32::MAX, 4), (128, 4), "backwards");
+        assert_eq!(count(lanes(|i| 256 + 32 * i), u32::MAX, 4), (128, 32));
+        assert_eq!(count(lanes(|_| 256), u32::MAX, 4), (4, 1));
+        assert_eq!(count(lanes(|i| 256 + 2 * (i / 2)), u32::MAX, 2), (32, 1));
+        assert_eq!(count(lanes(|i| 256 + 16 * i), 0xff, 16), (128, 4));
+    }
+
+    #[test]
+    fn shared_requests_count_the_cycles_that_banks_cost() {
+        let count = |at: [u64; 32], mask, bytes| {
+            let mut c = Counters::default();
+            c.shared(&at, mask, bytes);
+            c.shared_bank_conflicts
+        };
+        assert_eq!(count(lanes(|i| 4 * i), u32::MAX, 4), 0);
+        assert_eq!(count(lanes(|_| 64), u32::MAX, 4), 0, "one word for all");
+        assert_eq!(count(lanes(|i| 4 * (i / 2 * 2)), u32::MAX, 4), 0, "pairs share a word");
+        assert_eq!(count(lanes(|i| 8 * i), u32::MAX, 4), 1);
+        assert_eq!(count(lanes(|i| 128 * i), u32::MAX, 4), 31);
+        assert_eq!(count(lanes(|i| 128 * i), 3, 4), 1, "two lanes");
+        assert_eq!(count(lanes(|i| 132 * i), u32::MAX, 4), 0, "padded rows");
+        assert_eq!(count(lanes(|i| 16 * i), u32::MAX, 16), 0);
+        assert_eq!(count(lanes(|i| 128 * i), u32::MAX, 16), 4 * 7);
+        assert_eq!(count(lanes(|i| 4 * (i % 2) + 256 * (i % 2)), u32::MAX, 4), 0, "two words in turn");
+    }
+}
