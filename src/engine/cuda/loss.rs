@@ -70,9 +70,12 @@ pub fn lower(task: &Task) -> Result<Lowered, Unsupported> {
 #[cfg(test)]
 mod tests {
     use super::super::launch::{Limits, Typed};
+    use super::super::simulator::gpu;
     use super::super::storage::Storage;
+    use super::super::{Priority, Program};
     use super::*;
-    use crate::engine::shape::Shape;
+    use crate::engine::cpu::tests::norm_error;
+    use crate::engine::{Graph, Options, ParamStore, Shape, Tensor, Threads, cpu};
 
     const LIMITS: Limits = Limits { arch: 80, multiprocessors: 108, shared_bytes: 163 << 10 };
 
@@ -101,6 +104,37 @@ mod tests {
             assert_eq!(lowered.launches[0].grid[0], partials);
             assert_eq!(lowered.launches[1].args[2], Arg::I32(partials as i32));
             assert_eq!(lowered.scratch_bytes, partials as usize * 4);
+        }
+    }
+    #[test]
+    fn a_gpus_cross_entropy_and_its_gradient_are_those_of_the_cpu() {
+        // One size for each kernel.
+        for classes in [5, 40, 300] {
+            let x_shape = Shape::new(2, 5, 7, classes);
+            let mut g = Graph::new();
+            let (x, target) = (g.param("x", x_shape).unwrap(), g.input("target", x_shape.with(3, 1)));
+            let loss = g.apply(Op::CrossEntropy, &[x, target]).unwrap();
+            let weight = g.fill(Shape::SCALAR, 0.5);
+            let dx = g.apply(Op::CrossEntropyBackward, &[x, target, weight]).unwrap();
+            let mut params = ParamStore::new();
+            let data = (0..x_shape.len()).map(|i| ((i * 7919) % 1021) as f32 / 128.0 - 4.0).collect();
+            params.insert("x", Tensor::new(x_shape, data));
+            let outputs = [("loss", loss), ("dx", dx)];
+            let (options, threads) = (Options::default(), Threads::new(1));
+            let mut cpu = cpu::Program::compile(&g, &outputs, &params, &threads, options).unwrap();
+            let mut gpu = Program::compile(&g, &outputs, &params, &gpu(), Priority::High, options).unwrap();
+            for input in [cpu.input_mut("target").unwrap(), gpu.input_mut("target").unwrap()] {
+                // Below the first class and beyond the last as well.
+                input.iter_mut().enumerate().for_each(|(i, t)| *t = (i * 13 % (classes + 2)) as f32 - 1.0);
+            }
+            cpu.run();
+            gpu.run().unwrap();
+            let (a, b) = (cpu.output("loss").unwrap()[0], gpu.output("loss").unwrap()[0]);
+            // 70 terms, each of a sum of exponentials within some 2⁻²⁰.
+            assert!((a - b).abs() < 2e-6 * a.abs(), "{classes} classes: {a} and {b}");
+            let error = norm_error(gpu.output("dx").unwrap(), cpu.output("dx").unwrap());
+            // One store as fp16 at most, 2⁻¹¹.
+            assert!(error < 1e-3, "{classes} classes: the gradient differs by {error:.1e}");
         }
     }
 }
