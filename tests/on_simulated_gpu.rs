@@ -64,7 +64,9 @@ fn forward_equals_the_cpu(arch: Arch, (n, h, w): (usize, usize, usize)) {
     write_tensors(&path("in"), &[("image", vec![n, 3, h, w], &image)], &BTreeMap::new()).unwrap();
     for device in ["cpu", "cuda:0"] {
         let mut command = inspectd();
-        command.args(["forward", "--arch", arch.name(), "--device", device, "--weights"]).arg(path("weights"));
+        command
+            .args(["forward", "--arch", arch.name(), "--device", device, "--weights"])
+            .arg(path("weights"));
         command.arg("--input").arg(path("in")).arg("--out").arg(path(device));
         run(&mut command);
     }

@@ -25,7 +25,10 @@ struct Key {
 enum How {
     Cpu(Preprocessor),
     /// A feed of the program, and the bytes of its planes.
-    Gpu { feed: usize, planes: [usize; 3] },
+    Gpu {
+        feed: usize,
+        planes: [usize; 3],
+    },
 }
 
 /// Runs a program whose input `image` is 1×side×side×3 on frames of any geometry.
@@ -103,8 +106,12 @@ impl Frames {
                     a,
                     b,
                 };
-                let tables: [&[u8]; 4] =
-                    [cast_slice(&y0), cast_slice(&rows.weights), cast_slice(&x0), cast_slice(&columns.weights)];
+                let tables: [&[u8]; 4] = [
+                    cast_slice(&y0),
+                    cast_slice(&rows.weights),
+                    cast_slice(&x0),
+                    cast_slice(&columns.weights),
+                ];
                 let used = &planes[..frame.format.planes()];
                 let feed = program.attach("image", used, &tables, |at| launch(&geometry, at))?;
                 How::Gpu { feed, planes }
