@@ -110,11 +110,15 @@ impl Program {
         for step in &self.schedule.steps {
             for launch in &step.launches {
                 let function = self.gpu.function(launch.module, launch.kernel)?;
-                if launch.shared > 48 * 1024 {
+                if launch.shared > 0 {
+                    // Beyond 48 KiB, static and dynamic together, a kernel has to opt in. One kernel may
+                    // be launched with several sizes: it gets all that there is.
+                    let fixed = function.shared_size_bytes().map_err(call("cuFuncGetAttribute"))?;
+                    let most = i64::from(self.gpu.limits().shared_bytes) - i64::from(fixed);
                     let attribute =
                         sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                     function
-                        .set_attribute(attribute, launch.shared as i32)
+                        .set_attribute(attribute, most.max(0) as i32)
                         .map_err(call("cuFuncSetAttribute"))?;
                 }
                 functions.push(function);
