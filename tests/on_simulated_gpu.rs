@@ -13,6 +13,9 @@ use serde_json::Value;
 
 mod untaught;
 
+/// For five verdicts of a debug build on a loaded machine; a good run takes a small part of it.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// The folder of a libcuda.so.1 that is the simulator; cargo builds it beside the tests.
 fn driver_folder() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("gpusim");
@@ -112,9 +115,9 @@ fn judge_gives_the_same_scores_and_verdicts_as_on_the_cpu() {
     for (want, got) in want.iter().zip(&got) {
         let score = |v: &Value| v["score"].as_f64().unwrap();
         let apart = (score(want) - score(got)).abs();
-        // Scores are in deviations of normals where the model has a bank: its distances carry the
-        // features' 5e-3.
-        assert!(apart <= 2e-2 * score(want).abs().max(1.0), "{want} {got}");
+        // Scores count deviations of this model's five nearly equal normals: what fp16 rounds off a
+        // distance shows at half of one, a tenth of the way to the threshold.
+        assert!(apart <= 0.5, "{want} {got}");
         assert_eq!(want["verdict"], got["verdict"]);
     }
 }
@@ -136,7 +139,8 @@ fn teach_learns_on_the_gpu_and_its_model_judges_on_the_cpu() {
     command.env("INSPECTD_WEIGHTS", path("weights"));
     let told = run(&mut command);
     let last: Value = serde_json::from_str(told.lines().last().unwrap()).unwrap();
-    assert!(last.to_string().contains("threshold"), "{last}");
+    assert_eq!(last["event"], "done", "{last}");
+    assert!(last["iterations"].as_u64() >= Some(1) && last["loss"].as_f64().is_some_and(f64::is_finite), "{last}");
     let mut command = inspectd();
     command.args(["judge", "--json", "--model"]).arg(path("m")).arg(path("good/0.png"));
     let line: Value = serde_json::from_str(run(&mut command).trim()).unwrap();
@@ -160,14 +164,22 @@ fn serve(folder: &Path, device: &str, fail: &str) -> (Vec<Value>, String) {
     .unwrap();
     let mut command = inspectd();
     command.args(["serve", "--config"]).arg(&config).env("GPUSIM_FAIL", fail);
-    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let began = Instant::now();
-    let output = child.wait_with_output().unwrap();
-    let log = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{log}");
-    assert!(began.elapsed() < Duration::from_secs(300), "the daemon ends with its source");
-    let text = std::fs::read_to_string(&verdicts).unwrap_or_else(|e| panic!("{e}: {log}"));
-    (text.lines().map(|line| serde_json::from_str(line).unwrap()).collect(), log)
+    let log = folder.join("log");
+    let mut child =
+        command.stdout(Stdio::null()).stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
+    // The source ends and is started anew, so there are always enough pictures.
+    let text = || std::fs::read_to_string(&verdicts).unwrap_or_default();
+    let until = Instant::now() + PATIENCE;
+    while text().lines().count() < 5 && child.try_wait().unwrap().is_none() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    let status = child.wait().unwrap();
+    let log = std::fs::read_to_string(&log).unwrap();
+    assert!(status.success(), "{log}");
+    let lines = text().lines().take(5).map(|line| serde_json::from_str(line).unwrap()).collect();
+    (lines, log)
 }
 
 #[test]
