@@ -1,5 +1,7 @@
 //! The memory of normal patches: a greedy coreset (PatchCore, section 3.2) as a 1×1 convolution.
 
+use half::f16;
+
 use super::draw::{Draw, Purpose, stream};
 use super::network::{BANK_BIAS, BANK_WEIGHT};
 use crate::engine::{ParamStore, Shape, Tensor};
@@ -37,7 +39,9 @@ impl Candidates {
         }
     }
 
-    /// Chooses `vectors` and stores them as parameters. Fewer candidates than vectors are repeated.
+    /// Chooses `vectors` and stores them as parameters. Fewer candidates than vectors are repeated. Numbers
+    /// are rounded to fp16 first: |b|² and the products must mean the same b on a GPU too, or the
+    /// difference of the two is all that is left of a small distance.
     pub fn into_params(mut self, vectors: usize, threads: usize, store: &mut ParamStore) {
         let channels = self.channels;
         let count = self.data.len() / channels.max(1);
@@ -49,9 +53,10 @@ impl Candidates {
             let Some(at) = chosen.get(v % chosen.len().max(1)) else { continue };
             let patch = &self.data[at * channels..][..channels];
             for (c, x) in patch.iter().enumerate() {
+                let x = f16::from_f32(*x).to_f32();
                 weight[c * vectors + v] = -2.0 * x;
+                *bias += x * x;
             }
-            *bias = patch.iter().map(|x| x * x).sum();
         }
         store.insert(BANK_WEIGHT, Tensor::new(Shape::new(1, 1, channels, vectors), weight));
         store.insert(BANK_BIAS, Tensor::vector(bias));
