@@ -53,7 +53,7 @@ cargo fmt --check || die 1 "not formatted" "type: cargo fmt"
 note "ok"
 
 say "Lints"
-cargo clippy --quiet --all-targets -- -D warnings
+cargo clippy --quiet --workspace --all-targets -- -D warnings
 
 say "Documentation"
 RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --quiet --no-deps --lib --document-private-items
@@ -62,7 +62,7 @@ say "Tests"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 status=0
-cargo test --no-fail-fast 2>&1 | tee "$log" || status=$?
+cargo test --workspace --no-fail-fast 2>&1 | tee "$log" || status=$?
 summary=$(awk '/^test result: / {
     for (i = 2; i <= NF; i++) {
         if ($i == "passed;") passed += $(i - 1)
