@@ -51,12 +51,7 @@ impl Inspector {
     /// `inspectd bench`.
     pub fn untaught(preset: Preset, device: &Device) -> Result<Self, RealnetError> {
         let spec = NetSpec::of(preset);
-        let mut params = random_weights(spec.backbone, 1);
-        for (index, scale) in spec.scales.iter().enumerate() {
-            let first = (0..scale.keep).map(|channel| channel as f32).collect();
-            params.insert(selection_name(index), Tensor::vector(first));
-        }
-        fill_missing(&judgement(&spec)?.0, 1, &mut params);
+        let params = untaught_params(&spec)?;
         let core = Core::new(spec, &params, device)?;
         Ok(Inspector {
             core,
@@ -93,6 +88,16 @@ impl Inspector {
         let side = self.core.spec.input;
         Ok(Judgement { score: self.score, map_width: side, map_height: side, map: self.core.map()? })
     }
+}
+
+fn untaught_params(spec: &NetSpec) -> Result<ParamStore, RealnetError> {
+    let mut params = random_weights(spec.backbone, 1);
+    for (index, scale) in spec.scales.iter().enumerate() {
+        let first = (0..scale.keep).map(|channel| channel as f32).collect();
+        params.insert(selection_name(index), Tensor::vector(first));
+    }
+    fill_missing(&judgement(spec)?.0, 1, &mut params);
+    Ok(params)
 }
 
 /// The compiled network without thresholds, which teaching derives from its scores.
@@ -132,5 +137,31 @@ impl Core {
     /// The map of the last run.
     pub fn map(&self) -> Result<&[f32], RealnetError> {
         Ok(self.program.output("map")?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Value;
+    use crate::engine::cuda::launch::Limits;
+    use crate::engine::cuda::schedule::Schedule;
+    use crate::engine::passes;
+
+    /// `lean` is `realnet`'s graph node for node, at a quarter of the width.
+    #[test]
+    fn a_frame_of_the_papers_network_takes_at_most_260_launches() {
+        let spec = NetSpec::of(Preset::Lean);
+        let params = untaught_params(&spec).unwrap();
+        let (mut g, outputs) = judgement(&spec).unwrap();
+        let kept: Vec<Value> = outputs.iter().map(|o| o.1).collect();
+        let made = passes::optimise(&mut g, &params, &kept);
+        let limits = Limits { arch: 80, multiprocessors: 108, shared_bytes: 166_912 };
+        let schedule = Schedule::new(&g, &outputs, [&params, &made], limits).unwrap();
+        let mut by_kind = std::collections::BTreeMap::<&str, usize>::new();
+        for launch in schedule.steps.iter().flat_map(|s| &s.launches) {
+            *by_kind.entry(launch.module).or_default() += 1;
+        }
+        assert!(schedule.launches() <= 260, "{}: {by_kind:?}", schedule.launches());
     }
 }

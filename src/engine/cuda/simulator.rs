@@ -1,5 +1,5 @@
 //! Lets a test process find the simulated GPU: the stand-in libcuda.so.1 of `tests/gpusim`, which cargo
-//! builds beside the tests. Where a real driver answers first, the tests run on that.
+//! builds beside the tests. With GPU_TESTS=real in the environment they run on the machine's own driver.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -15,6 +15,9 @@ fn library() -> PathBuf {
 pub(crate) fn gpu() -> Gpu {
     static LOADED: OnceLock<()> = OnceLock::new();
     LOADED.get_or_init(|| {
+        if std::env::var("GPU_TESTS").is_ok_and(|v| v == "real") {
+            return;
+        }
         use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
         let path = library();
         // SAFETY: our own library, whose constructors do nothing. Its soname is libcuda.so.1, so the
