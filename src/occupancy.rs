@@ -72,7 +72,7 @@ pub fn occupancy(sm: &Multiprocessor, needs: &Needs) -> Occupancy {
     let registers = (needs.registers.max(1) * WARP).next_multiple_of(REGISTER_GRAIN);
     let shared = (needs.shared + sm.reserved).next_multiple_of(sm.shared_grain);
     let by_registers = sm.registers / PARTS / registers * PARTS / warps;
-    let by_shared = if shared == 0 { sm.blocks } else { sm.shared / shared };
+    let by_shared = sm.shared.checked_div(shared).unwrap_or(sm.blocks);
     let limits = [
         (sm.warps / warps, "warps"),
         (by_registers, "registers"),

@@ -41,7 +41,7 @@ const ANY: &[Tile] = &[tile(64, 32, "conv_grad_any_64x32")];
 
 /// The tiles that take these channels of a group.
 fn tiles(in_group: usize, out_group: usize) -> &'static [Tile] {
-    match (in_group % 8 == 0, out_group % 8 == 0) {
+    match (in_group.is_multiple_of(8), out_group.is_multiple_of(8)) {
         (true, true) => DENSE,
         (false, true) => GATHER,
         (true, false) => RAGGED,

@@ -12,8 +12,8 @@ const MOST_PARTIALS: usize = 1024;
 /// Threads that share a row of this many channels, in the order of the kernels of each operation.
 fn pick_lanes(channels: usize) -> (usize, usize) {
     match channels {
-        ..=32 => (4, 0),
-        ..=256 => (32, 1),
+        0..=32 => (4, 0),
+        33..=256 => (32, 1),
         _ => (BLOCK, 2),
     }
 }

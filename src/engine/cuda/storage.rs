@@ -63,7 +63,7 @@ pub fn result(op: &Op, dtype: DType, len: usize, inputs: &[Storage], only_reduce
     if dtype == DType::Index {
         return Storage::U32;
     }
-    let as_inputs = || match inputs.iter().any(|s| *s == Storage::F16) {
+    let as_inputs = || match inputs.contains(&Storage::F16) {
         true => Storage::F16,
         false => Storage::F32,
     };
