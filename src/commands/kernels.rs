@@ -178,9 +178,6 @@ fn table(rows: &[Row]) -> String {
             mma_ratio,
             100.0 * r.conflicts()
         );
-        if let Some(why) = traffic::known_miss(r) {
-            out += &format!("{:<34} known to miss its goal: {why}\n", "");
-        }
     }
     out + "Counted by the simulated GPU: bytes that warps ask for, before any cache.\n"
 }

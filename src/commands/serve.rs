@@ -13,7 +13,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::check::{refusal, source_complaints};
-use super::device::open;
+use super::device::{all_processors, open};
 use super::{Exit, Failure, OrExit};
 use crate::capture::{CaptureError, Frame};
 use crate::config::{self, Config, DaemonConfig, LogFormat};
@@ -91,7 +91,7 @@ fn listen_for_signals() -> std::io::Result<Receiver<Command>> {
 /// Reads each model once, however many lines share it.
 fn load_models(config: &Config, telemetry: &Telemetry) -> Result<Vec<Part<Frame>>, Failure> {
     let threads = match config.daemon.threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        0 => all_processors(),
         n => n,
     };
     let mut loaded: BTreeMap<&Path, (Arc<Model>, String)> = BTreeMap::new();

@@ -338,6 +338,11 @@ impl Op {
         }
     }
 
+    /// Whether its value is there before a run begins.
+    pub fn is_source(&self) -> bool {
+        matches!(self, Op::Input { .. } | Op::Param { .. } | Op::Fill { .. })
+    }
+
     /// Which inputs the operation writes (indices into its input list). Only parameters may be
     /// written.
     pub fn writes(&self) -> &'static [usize] {

@@ -6,11 +6,10 @@ use std::str::FromStr;
 use super::cpu;
 use super::cpu::fast::Pool as Threads;
 use super::cuda::launch::Unsupported;
-use super::cuda::schedule::ScheduleError;
 use super::cuda::{self, DeviceError, Gpu, Priority};
 use super::graph::{Graph, GraphError, Value};
-use super::shape::Shape;
-use super::tensor::ParamStore;
+use super::shape::{DType, Shape};
+use super::tensor::{ParamStore, Tensor};
 
 /// Why a graph cannot be compiled, or a compiled one not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,19 +34,46 @@ pub enum ProgramError {
     Device(#[from] DeviceError),
 }
 
-impl From<ScheduleError> for ProgramError {
-    fn from(e: ScheduleError) -> Self {
-        match e {
-            ScheduleError::MissingParam(name) => ProgramError::MissingParam(name),
-            ScheduleError::ParamShape { name, found, needed } => {
-                ProgramError::ParamShape { name, found, needed }
-            }
-            ScheduleError::NotAnIndex { name, index } => ProgramError::NotAnIndex { name, index },
-            ScheduleError::TwoInputs(name) => ProgramError::TwoInputs(name),
-            ScheduleError::Graph(e) => ProgramError::Graph(e),
-            ScheduleError::Unsupported(e) => ProgramError::Unsupported(e),
+impl ProgramError {
+    /// `name` is none of `known`.
+    pub(super) fn unknown<'a>(
+        kind: &'static str,
+        name: &str,
+        known: impl ExactSizeIterator<Item = &'a str>,
+    ) -> Self {
+        let all = known.len();
+        let mut names: Vec<&str> = known.take(12).collect();
+        if all > names.len() {
+            names.push("…");
         }
+        ProgramError::Unknown { kind, name: name.into(), known: names.join(", ") }
     }
+}
+
+/// The value of a parameter: of the first store that has it, in the shape that the graph says.
+pub(super) fn param_of<'s>(
+    stores: [&'s ParamStore; 2],
+    name: &str,
+    needed: Shape,
+) -> Result<&'s Tensor, ProgramError> {
+    let tensor = stores
+        .into_iter()
+        .find_map(|store| store.get(name))
+        .ok_or_else(|| ProgramError::MissingParam(name.to_owned()))?;
+    if tensor.shape != needed {
+        return Err(ProgramError::ParamShape { name: name.to_owned(), found: tensor.shape, needed });
+    }
+    Ok(tensor)
+}
+
+/// The 32-bit words of a parameter: fp32, or whole numbers as u32.
+pub(super) fn param_words(tensor: &Tensor, dtype: DType, name: &str) -> Result<Vec<u32>, ProgramError> {
+    let word = |(index, x): (usize, &f32)| match dtype {
+        DType::Real => Ok(x.to_bits()),
+        DType::Index if x.fract() == 0.0 && (0.0..=16_777_216.0).contains(x) => Ok(*x as u32),
+        DType::Index => Err(ProgramError::NotAnIndex { name: name.to_owned(), index }),
+    };
+    tensor.data.iter().enumerate().map(word).collect()
 }
 
 /// How to compile.

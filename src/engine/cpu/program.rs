@@ -12,7 +12,7 @@ use crate::engine::graph::{Graph, GraphError, Node, Value};
 use crate::engine::op::Op;
 use crate::engine::passes;
 use crate::engine::plan::{ALIGN, Request, plan};
-use crate::engine::program::{Options, ProgramError};
+use crate::engine::program::{Options, ProgramError, param_of, param_words};
 use crate::engine::shape::{DType, Shape};
 use crate::engine::tensor::{ParamStore, Tensor};
 
@@ -155,13 +155,9 @@ impl Program {
 }
 
 fn find<'a>(all: &'a [Binding], kind: &'static str, name: &str) -> Result<&'a Binding, ProgramError> {
-    all.iter().find(|b| b.name == name).ok_or_else(|| {
-        let mut names: Vec<&str> = all.iter().map(|b| b.name.as_str()).take(12).collect();
-        if all.len() > names.len() {
-            names.push("…");
-        }
-        ProgramError::Unknown { kind, name: name.into(), known: names.join(", ") }
-    })
+    all.iter()
+        .find(|b| b.name == name)
+        .ok_or_else(|| ProgramError::unknown(kind, name, all.iter().map(|b| b.name.as_str())))
 }
 
 /// The state of one compilation.
@@ -195,7 +191,7 @@ impl<'a> Compiler<'a> {
         let params = self.place_sources(&live)?;
 
         // Time is the index in `order`; inputs are filled before step 0.
-        let order: Vec<Value> = live.iter().copied().filter(|v| !is_source(graph.node(*v))).collect();
+        let order: Vec<Value> = live.iter().copied().filter(|v| !graph.node(*v).op.is_source()).collect();
         let inputs: Vec<Value> =
             live.iter().copied().filter(|v| matches!(graph.node(*v).op, Op::Input { .. })).collect();
         let end = order.len();
@@ -296,26 +292,9 @@ impl<'a> Compiler<'a> {
             let loc = Loc { persistent: true, offset: self.block.len(), len: node.shape.len() };
             match &node.op {
                 Op::Param { name } => {
-                    let tensor = self
-                        .params
-                        .iter()
-                        .find_map(|store| store.get(name))
-                        .ok_or_else(|| ProgramError::MissingParam(name.clone()))?;
-                    if tensor.shape != node.shape {
-                        let (found, needed) = (tensor.shape, node.shape);
-                        return Err(ProgramError::ParamShape { name: name.clone(), found, needed });
-                    }
-                    for (index, x) in tensor.data.iter().enumerate() {
-                        self.block.push(match node.dtype {
-                            DType::Real => *x,
-                            DType::Index if x.fract() == 0.0 && (0.0..=16_777_216.0).contains(x) => {
-                                f32::from_bits(*x as u32)
-                            }
-                            DType::Index => {
-                                return Err(ProgramError::NotAnIndex { name: name.clone(), index });
-                            }
-                        });
-                    }
+                    let tensor = param_of(self.params, name, node.shape)?;
+                    let words = param_words(tensor, node.dtype, name)?;
+                    self.block.extend(words.into_iter().map(f32::from_bits));
                     params.push(Binding { name: name.clone(), loc, shape: node.shape, dtype: node.dtype });
                 }
                 Op::Fill { value } => self.block.resize(loc.offset + loc.len, *value),
@@ -342,8 +321,4 @@ impl<'a> Compiler<'a> {
         let shapes: Vec<Shape> = node.inputs.iter().map(|i| self.graph.shape(*i)).collect();
         step::pack(&node.op, &shapes, node.shape, &self.block[loc.offset..][..loc.len], self.threads)
     }
-}
-
-fn is_source(node: &Node) -> bool {
-    matches!(node.op, Op::Input { .. } | Op::Param { .. } | Op::Fill { .. })
 }

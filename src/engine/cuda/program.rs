@@ -419,11 +419,8 @@ fn host_len(ports: &[Port]) -> usize {
 }
 
 fn find<'a>(ports: &'a [Port], kind: &'static str, name: &str) -> Result<&'a Port, ProgramError> {
-    ports.iter().find(|p| p.name == name).ok_or_else(|| {
-        let mut names: Vec<&str> = ports.iter().map(|p| p.name.as_str()).take(12).collect();
-        if ports.len() > names.len() {
-            names.push("…");
-        }
-        ProgramError::Unknown { kind, name: name.into(), known: names.join(", ") }
-    })
+    ports
+        .iter()
+        .find(|p| p.name == name)
+        .ok_or_else(|| ProgramError::unknown(kind, name, ports.iter().map(|p| p.name.as_str())))
 }

@@ -9,14 +9,15 @@ use std::collections::HashMap;
 use half::f16;
 
 use super::elementwise;
-use super::launch::{Launch, Limits, Lowered, Place, Task, Typed, Unsupported};
+use super::launch::{Launch, Limits, Lowered, Place, Task, Typed};
 use super::lower;
 use super::norm;
 use super::storage::{Storage, Wanted, result, wanted};
-use crate::engine::graph::{Graph, GraphError, Node, Value};
+use crate::engine::graph::{Graph, GraphError, Value};
 use crate::engine::op::Op;
 use crate::engine::passes;
 use crate::engine::plan::{Request, plan};
+use crate::engine::program::{ProgramError, param_of, param_words};
 use crate::engine::shape::{DType, Shape};
 use crate::engine::tensor::{ParamStore, Tensor};
 
@@ -128,30 +129,13 @@ pub struct Schedule {
     pub persistent: Vec<u8>,
 }
 
-/// Why a graph cannot be laid out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ScheduleError {
-    MissingParam(String),
-    ParamShape { name: String, found: Shape, needed: Shape },
-    NotAnIndex { name: String, index: usize },
-    TwoInputs(String),
-    Graph(GraphError),
-    Unsupported(Unsupported),
-}
-
-impl From<Unsupported> for ScheduleError {
-    fn from(e: Unsupported) -> Self {
-        ScheduleError::Unsupported(e)
-    }
-}
-
 impl Schedule {
     pub fn new(
         graph: &Graph,
         outputs: &[(&str, Value)],
         params: [&ParamStore; 2],
         limits: Limits,
-    ) -> Result<Self, ScheduleError> {
+    ) -> Result<Self, ProgramError> {
         Layout::new(graph, outputs, limits).schedule(outputs, params)
     }
 
@@ -220,9 +204,10 @@ impl<'a> Layout<'a> {
         mut self,
         outputs: &[(&str, Value)],
         stores: [&ParamStore; 2],
-    ) -> Result<Schedule, ScheduleError> {
+    ) -> Result<Schedule, ProgramError> {
         let graph = self.graph;
-        let order: Vec<Value> = self.live.iter().copied().filter(|v| !is_source(graph.node(*v))).collect();
+        let order: Vec<Value> =
+            self.live.iter().copied().filter(|v| !graph.node(*v).op.is_source()).collect();
         let end = order.len() + 1;
         for (i, v) in order.iter().enumerate() {
             for input in &graph.node(*v).inputs {
@@ -316,7 +301,7 @@ impl<'a> Layout<'a> {
         v: Value,
         time: usize,
         fused: &HashMap<Value, Value>,
-    ) -> Result<(), ScheduleError> {
+    ) -> Result<(), ProgramError> {
         let node = self.graph.node(v);
         let mut operands = Vec::with_capacity(node.inputs.len());
         let mut typed = Vec::with_capacity(node.inputs.len());
@@ -372,7 +357,7 @@ impl<'a> Layout<'a> {
     }
 
     /// Places of inputs, and the conversions that run before everything else.
-    fn inputs(&mut self) -> Result<Vec<(Value, Operand, usize)>, ScheduleError> {
+    fn inputs(&mut self) -> Result<Vec<(Value, Operand, usize)>, ProgramError> {
         let mut ports: Vec<(Value, Operand, usize)> = Vec::new();
         let mut offset = 0;
         for v in self.live.clone() {
@@ -381,7 +366,7 @@ impl<'a> Layout<'a> {
                 continue;
             }
             if ports.iter().any(|(other, ..)| self.graph.node(*other).name == node.name) {
-                return Err(ScheduleError::TwoInputs(node.name.clone()));
+                return Err(ProgramError::TwoInputs(node.name.clone()));
             }
             self.own(v, 0);
             let len = node.shape.len();
@@ -423,14 +408,14 @@ impl<'a> Layout<'a> {
         outputs: &[(&str, Value)],
         fetched: Vec<Operand>,
         params: Vec<Param>,
-    ) -> Result<Schedule, ScheduleError> {
+    ) -> Result<Schedule, ProgramError> {
         let plan = plan(&self.requests);
         let arena = |request: usize| Loc {
             block: Block::Arena,
             offset: plan.offsets[request] * UNIT,
             bytes: self.requests[request].len * UNIT,
         };
-        let lying = |operand: Operand| -> Result<Lying, ScheduleError> {
+        let lying = |operand: Operand| -> Result<Lying, ProgramError> {
             match operand {
                 Operand::Temporary(request, storage) => Ok(Lying { loc: arena(request), storage }),
                 Operand::Shadow(v) => match self.shadows.get(&v) {
@@ -461,7 +446,7 @@ impl<'a> Layout<'a> {
                 scratch: draft.scratch.map_or(none, arena),
             });
         }
-        let port = |name: &str, v: Value, landing: Operand, offset: usize| -> Result<Port, ScheduleError> {
+        let port = |name: &str, v: Value, landing: Operand, offset: usize| -> Result<Port, ProgramError> {
             let node = self.graph.node(v);
             let (shape, dtype) = (node.shape, node.dtype);
             let value = lying(Operand::Value(v))?;
@@ -488,8 +473,8 @@ impl<'a> Layout<'a> {
         })
     }
 
-    fn misplaced(&self, v: Value) -> ScheduleError {
-        ScheduleError::Graph(GraphError {
+    fn misplaced(&self, v: Value) -> ProgramError {
+        ProgramError::Graph(GraphError {
             node: self.graph.node(v).name.clone(),
             message: "stands after a node that reads it".into(),
         })
@@ -500,7 +485,7 @@ impl<'a> Layout<'a> {
         &mut self,
         outputs: &[(&str, Value)],
         stores: [&ParamStore; 2],
-    ) -> Result<Vec<Param>, ScheduleError> {
+    ) -> Result<Vec<Param>, ProgramError> {
         let mut original: Vec<bool> = vec![false; self.graph.nodes().len()];
         let mut shadow = original.clone();
         for (_, v) in outputs {
@@ -521,7 +506,7 @@ impl<'a> Layout<'a> {
             let node = self.graph.node(v);
             let filled;
             let tensor = match &node.op {
-                Op::Param { name } => find(stores, name, node.shape)?,
+                Op::Param { name } => param_of(stores, name, node.shape)?,
                 Op::Fill { value } => {
                     filled = Tensor::full(node.shape, *value);
                     &filled
@@ -530,7 +515,7 @@ impl<'a> Layout<'a> {
             };
             let (original, shadow) = (original[v.index()], shadow[v.index()]);
             if original || !shadow {
-                let words = words(tensor, node.dtype, &node.name)?;
+                let words = param_words(tensor, node.dtype, &node.name)?;
                 let loc = self.append(words.iter().flat_map(|w| w.to_le_bytes()), node.shape.len() * 4);
                 self.originals.insert(v, loc);
             }
@@ -560,27 +545,6 @@ impl<'a> Layout<'a> {
     }
 }
 
-fn find<'s>(stores: [&'s ParamStore; 2], name: &str, needed: Shape) -> Result<&'s Tensor, ScheduleError> {
-    let tensor = stores
-        .into_iter()
-        .find_map(|store| store.get(name))
-        .ok_or_else(|| ScheduleError::MissingParam(name.to_owned()))?;
-    if tensor.shape != needed {
-        return Err(ScheduleError::ParamShape { name: name.to_owned(), found: tensor.shape, needed });
-    }
-    Ok(tensor)
-}
-
-/// The 32-bit words of a parameter: fp32, or whole numbers as u32.
-fn words(tensor: &Tensor, dtype: DType, name: &str) -> Result<Vec<u32>, ScheduleError> {
-    let word = |(index, x): (usize, &f32)| match dtype {
-        DType::Real => Ok(x.to_bits()),
-        DType::Index if x.fract() == 0.0 && (0.0..=16_777_216.0).contains(x) => Ok(*x as u32),
-        DType::Index => Err(ScheduleError::NotAnIndex { name: name.to_owned(), index }),
-    };
-    tensor.data.iter().enumerate().map(word).collect()
-}
-
 /// How every value is stored.
 fn storages(graph: &Graph, live: &[Value], outputs: &[Value]) -> Vec<Storage> {
     let mut only_reduced = vec![true; graph.nodes().len()];
@@ -604,8 +568,4 @@ fn storages(graph: &Graph, live: &[Value], outputs: &[Value]) -> Vec<Storage> {
         storage[v.index()] = result(&node.op, node.dtype, node.shape.len(), &inputs, reduced);
     }
     storage
-}
-
-fn is_source(node: &Node) -> bool {
-    matches!(node.op, Op::Input { .. } | Op::Param { .. } | Op::Fill { .. })
 }

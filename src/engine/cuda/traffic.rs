@@ -38,9 +38,6 @@ impl Goal {
 pub const SECTOR_EFFICIENCY: f64 = 0.9;
 pub const CONFLICTS: f64 = 0.05;
 
-/// Cases that miss a goal, and why.
-const KNOWN_MISSES: &[(&str, &str)] = &[];
-
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     pub case: &'static str,
@@ -98,10 +95,6 @@ impl Row {
         }
         missed
     }
-}
-
-pub fn known_miss(row: &Row) -> Option<&'static str> {
-    KNOWN_MISSES.iter().find(|(case, _)| *case == row.case).map(|(_, why)| *why)
 }
 
 /// The shape of a product: rows, columns, length of the sums, and how many of them.
