@@ -338,6 +338,14 @@ impl Op {
         }
     }
 
+    /// The parameter that it is, if it is one.
+    pub fn param_name(&self) -> Option<&str> {
+        match self {
+            Op::Param { name } => Some(name),
+            _ => None,
+        }
+    }
+
     /// Whether its value is there before a run begins.
     pub fn is_source(&self) -> bool {
         matches!(self, Op::Input { .. } | Op::Param { .. } | Op::Fill { .. })

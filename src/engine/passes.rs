@@ -2,6 +2,8 @@
 //! node stands where the last of its parts stood, the parts stay as dead nodes, and `live` says which
 //! nodes an executor needs. Parameters made by a pass are appended; sources may stand anywhere.
 
+use half::f16;
+
 use super::autodiff::is_batch_norm_by_parameter;
 use super::graph::{Graph, Value};
 use super::op::{Act, Binary, Epilogue, Op, Reduce, Residual, Resize, Unary};
@@ -116,6 +118,52 @@ fn folded(g: &Graph, params: [&ParamStore; 2], uses: &[usize], v: Value) -> Opti
         .collect();
     let epilogue = Epilogue { bias: true, ..Default::default() };
     Some((conv, epilogue, conv_node.inputs[0], weight_name.into(), weight, shifted))
+}
+
+/// Makes the values of parameters such that all executors multiply by the same numbers: batch norms by
+/// parameters are folded into the convolution before them, what is left of them is a shift, and what
+/// convolutions and products read is rounded to fp16, as a GPU holds it. Of the difference between the
+/// two executors, rounded weights are otherwise the larger part: unlike rounded activations they err
+/// the same way in every picture. Doing it again changes nothing. Parameters that `params` lacks stay away.
+pub fn settle_weights(g: &Graph, params: &mut ParamStore, outputs: &[Value]) {
+    let uses = uses(g, outputs);
+    for v in g.values() {
+        let Some((.., name, weight, shift)) = folded(g, [params, &ParamStore::new()], &uses, v) else {
+            continue;
+        };
+        let norm = g.node(v);
+        let (Op::Normalize { eps, .. }, conv) = (&norm.op, g.node(norm.inputs[0])) else { continue };
+        // Shared with another node, they could not be changed for this one alone.
+        if norm.inputs[1..].iter().chain(&conv.inputs[1..]).any(|p| uses[p.index()] != 1) {
+            continue;
+        }
+        let channels = shift.len();
+        let of = |i: usize| g.node(norm.inputs[i]).op.param_name().unwrap_or_default().to_owned();
+        // Mean 0 and a scale of √(1 + eps)/√(1 + eps), which is 1 exactly.
+        let moments = [vec![0.0; channels], vec![1.0; channels]].concat();
+        params.insert(of(1), Tensor::new(g.shape(norm.inputs[1]), moments));
+        params.insert(of(2), Tensor::full(Shape::vector(channels), (1.0 + eps).sqrt()));
+        params.insert(of(3), Tensor::vector(shift));
+        if let Some(bias) = conv.inputs.get(2).and_then(|b| g.node(*b).op.param_name()) {
+            params.insert(bias, Tensor::zeros(Shape::vector(channels)));
+        }
+        params.insert(name, weight);
+    }
+    for node in g.nodes() {
+        let read = match node.op {
+            Op::Conv2d { .. } | Op::ConvTranspose { .. } => 1..2,
+            Op::MatMul { .. } => 0..2,
+            _ => continue,
+        };
+        for name in node.inputs[read].iter().filter_map(|v| g.node(*v).op.param_name()) {
+            let Some(mut tensor) = params.get(name).cloned() else { continue };
+            // What fp16 cannot hold stays: infinity is no weight.
+            for w in tensor.data.iter_mut().filter(|w| w.abs() <= f16::MAX.to_f32()) {
+                *w = f16::from_f32(*w).to_f32();
+            }
+            params.insert(name, tensor);
+        }
+    }
 }
 
 /// A convolution followed by an addition, an activation, or both in this order, and a norm followed by
@@ -352,6 +400,47 @@ mod tests {
         let live = live(g, outputs);
         let nodes = g.nodes().iter().zip(live).filter(|(n, live)| *live && n.shape.c() == channels);
         nodes.map(|(n, _)| n.shape.h() * n.shape.w()).max().unwrap_or(0)
+    }
+
+    #[test]
+    fn settled_weights_are_fp16_once_folded_and_the_network_stays_what_it_was() {
+        let mut g = Graph::new();
+        let mut params = ParamStore::new();
+        let mut rng = Stream::new(3, 0, 0, 1).rng();
+        let mut y = g.input("x", Shape::new(1, 6, 5, 4));
+        for i in 0..3 {
+            let w = g.param(&format!("w{i}"), Shape::new(3, 3, 4, 4)).unwrap();
+            let b = g.param(&format!("b{i}"), Shape::vector(4)).unwrap();
+            y = g.conv2d(y, w, Some(b), super::super::Conv::new(1, 1)).unwrap();
+            y = g.batch_norm_eval(y, 1e-3, &format!("n{i}")).unwrap();
+            y = g.unary(Unary::Relu6, y).unwrap();
+        }
+        for (name, v) in g.params() {
+            let shape = g.shape(v);
+            params.insert(name, Tensor::new(shape, (0..shape.len()).map(|_| rng.range(0.1, 1.3)).collect()));
+        }
+        let x: Vec<f32> = (0..120).map(|_| rng.range(-1.0, 1.0)).collect();
+        let run = |params: &ParamStore, options| {
+            let mut p = Program::compile(&g, &[("y", y)], params, &Threads::new(1), options).unwrap();
+            p.input_mut("x").unwrap().copy_from_slice(&x);
+            p.run();
+            p.output("y").unwrap().to_vec()
+        };
+        let mut settled = params.clone();
+        settle_weights(&g, &mut settled, &[y]);
+        assert_ne!(settled, params);
+        // Three layers, each weight off by at most 2⁻¹¹ of itself, all of one sign.
+        for (a, b) in run(&settled, Options::REFERENCE).iter().zip(run(&params, Options::REFERENCE)) {
+            assert!((a - b).abs() <= 3.0 / 2048.0 * 6.0, "{a} {b}");
+        }
+        let mut again = settled.clone();
+        settle_weights(&g, &mut again, &[y]);
+        assert_eq!(again, settled);
+        let made = fold_batch_norm(&mut g.clone(), &settled, &[y]);
+        assert_eq!(made.len(), 6);
+        for (name, tensor) in made.iter().filter(|(name, _)| name.ends_with(".folded")) {
+            assert!(tensor.data.iter().all(|w| f16::from_f32(*w).to_f32() == *w), "{name}");
+        }
     }
 
     #[test]

@@ -11,6 +11,8 @@ mod initial;
 mod inspector;
 mod masks;
 mod network;
+#[cfg(test)]
+mod on_gpu;
 mod picture;
 mod score;
 mod sources;

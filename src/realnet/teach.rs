@@ -10,16 +10,16 @@ use super::draw::{Purpose, stream};
 use super::error::{MIN_PICTURES, RealnetError};
 use super::initial::fill_missing;
 use super::inspector::Core;
+use super::network::{self, judgement};
 use super::picture::Stored;
 use super::score::{Fusion, SCORE_MOMENTS};
 use super::sources::Sources;
 use super::spec::NetSpec;
 use super::survey;
 use super::train::{Ended, Progress, Trainer};
-use crate::engine::{Device, ParamStore};
+use crate::engine::{Device, Graph, ParamStore, Value, passes};
 use crate::imaging::{ImagingError, Preprocessor, read_image};
 use crate::model::calibration::MIN_SCORES;
-use crate::realnet::network::judgement;
 
 /// At most this many photographs of a texture folder are kept.
 const TEXTURES: usize = 400;
@@ -100,6 +100,8 @@ pub fn teach(
     let sources = Sources::new(seed, &pictures, textures, spec.blends.sources);
 
     let mut params = backbone.clone();
+    let (g, outputs) = network::survey(spec, 1)?;
+    settle(&g, outputs.iter().map(|o| o.1), &mut params);
     let surveyed = Instant::now();
     let mut looks = 0;
     let until = lesson.deadline.map(|d| share_of_time(d, SURVEY_SHARE));
@@ -119,8 +121,9 @@ pub fn teach(
     params.extend(trainer.into_params()?);
 
     // Only what a judgement needs goes into the model.
-    let (g, _) = judgement(spec)?;
+    let (g, outputs) = judgement(spec)?;
     fill_missing(&g, seed, &mut params);
+    settle(&g, outputs.iter().map(|o| o.1), &mut params);
     let mut kept = ParamStore::new();
     for (name, _) in g.params() {
         if let Some(tensor) = params.get(name) {
@@ -142,6 +145,11 @@ pub fn teach(
     let mut scores: Vec<f32> = raw.iter().map(|r| core.score(*r)).collect();
     scores.sort_by(f32::total_cmp);
     Ok(Taught { params: kept, held_out: scores, trained_on: pictures.len(), ended })
+}
+
+/// A model scores a picture alike wherever it runs, and its thresholds hold there too.
+fn settle(g: &Graph, outputs: impl Iterator<Item = Value>, params: &mut ParamStore) {
+    passes::settle_weights(g, params, &outputs.collect::<Vec<_>>());
 }
 
 /// When `share` of the time from now to `deadline` will have passed.
