@@ -2,8 +2,10 @@
 //! All memory checks are on; a fault of a kernel is a failing command.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use inspectd::imaging::{RgbImage, heatmap};
@@ -15,6 +17,11 @@ mod untaught;
 
 /// For five verdicts of a debug build on a loaded machine; a good run takes a small part of it.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How far a score on the GPU may be from the CPU's. The model of these tests was hardly taught: a score
+/// counts deviations of five nearly equal normals. Where rounding to fp16 swaps two residual planes that
+/// rank alike, the head shows it at .7 of one, and at some .2 elsewhere.
+const SCORE_BOUND: f64 = 1.0;
 
 /// The folder of a libcuda.so.1 that is the simulator; cargo builds it beside the tests.
 fn driver_folder() -> PathBuf {
@@ -115,9 +122,8 @@ fn judge_gives_the_same_scores_and_verdicts_as_on_the_cpu() {
     for (want, got) in want.iter().zip(&got) {
         let score = |v: &Value| v["score"].as_f64().unwrap();
         let apart = (score(want) - score(got)).abs();
-        // Scores count deviations of this model's five nearly equal normals: what fp16 rounds off a
-        // distance shows at half of one, a tenth of the way to the threshold.
-        assert!(apart <= 0.5, "{want} {got}");
+        // None of these pictures has planes that swap in rank.
+        assert!(apart <= 0.25, "{want} {got}");
         assert_eq!(want["verdict"], got["verdict"]);
     }
 }
@@ -200,15 +206,115 @@ fn serve_gives_the_cpus_verdicts_and_goes_on_without_a_gpu_that_fails() {
         assert!(log.contains(told), "{log}");
         assert_eq!(got.len(), want.len(), "{log}");
         for (want, got) in want.iter().zip(&got) {
-            // This model was hardly taught: its scores count deviations of normals that it can barely
-            // tell apart, so rounding to fp16 shows at one of them. Beyond that the verdict is the same.
-            let (score, bound) = (|v: &Value| v["score"].as_f64().unwrap(), 1.0);
+            let (score, bound) = (|v: &Value| v["score"].as_f64().unwrap(), SCORE_BOUND);
             assert!((score(want) - score(got)).abs() <= bound, "{want} {got}");
             let near = |t: &str| (score(want) - want["thresholds"][t].as_f64().unwrap()).abs() <= bound;
             assert!(want["verdict"] == got["verdict"] || near("unsure") || near("bad"), "{want} {got}");
         }
         assert!(!log.contains("does not balance"), "{log}");
     }
+}
+
+/// Asks until `find` finds something. A daemon that ends meanwhile is shown with its log.
+fn wait<T>(what: &str, child: &mut Child, log: &Path, mut find: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = find() {
+            return found;
+        }
+        let runs = child.try_wait().unwrap().is_none() && Instant::now() < until;
+        assert!(runs, "{what} never came: {}", std::fs::read_to_string(log).unwrap_or_default());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[test]
+fn serve_takes_new_thresholds_and_loses_its_gpu_meanwhile() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    untaught::model().save(&path("m")).unwrap();
+    for seed in 0..5 {
+        heatmap::write_png(&path(&format!("p{seed}.png")), &striped(64, seed)).unwrap();
+    }
+    let (on_cpu, _) = serve(folder.path(), "cpu", "");
+    let of_frame: BTreeMap<&str, &Value> =
+        on_cpu.iter().map(|v| (v["frame_hash"].as_str().unwrap(), v)).collect();
+    let configure = |thresholds: &str| {
+        let text = format!(
+            "[daemon]\nhttp = \"127.0.0.1:0\"\nstate_dir = \"state\"\ndevice = \"cuda:0\"\nlog_format = \"text\"\n\
+             [[line]]\nname = \"a\"\nmodel = \"m\"\n\
+             source = \"multifilesrc location={}/p%d.png loop=true start-index=0 stop-index=4 caps=image/png,framerate=10/1 ! pngdec ! videoconvert ! video/x-raw,format=RGB\"\n\
+             drop = \"block\"\ndeadline_ms = 0\n[line.outputs]\nverdicts = \"v.jsonl\"\n[line.thresholds]\n{thresholds}\n",
+            folder.path().display(),
+        );
+        std::fs::write(path("c.toml"), text).unwrap();
+    };
+    configure("unsure = 1e6\nbad = 1e7");
+    let log = path("log");
+    let mut command = inspectd();
+    // It stays away, so that the page can be read at leisure.
+    command.args(["serve", "--config"]).arg(path("c.toml")).env("GPUSIM_FAIL", "launch-sticky:2500+");
+    let told = std::fs::File::create(&log).unwrap();
+    let mut child = command.stdout(Stdio::null()).stderr(told).spawn().unwrap();
+    let pid = child.id().to_string();
+    let signal = |name: &str| assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    let verdicts = || -> Vec<Value> {
+        let text = std::fs::read_to_string(path("v.jsonl")).unwrap_or_default();
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    wait("a verdict", &mut child, &log, || (!verdicts().is_empty()).then_some(()));
+    let address = std::fs::read_to_string(path("state/http_address")).unwrap();
+    assert!(!get(address.trim(), "/").contains("the CPU judges"));
+    configure("unsure = -1e7\nbad = -1e6");
+    signal("-HUP");
+    wait("a verdict by the new thresholds", &mut child, &log, || {
+        verdicts().iter().any(|v| v["verdict"] == "bad").then_some(())
+    });
+    let page = wait("the GPU's failure on the page", &mut child, &log, || {
+        let page = get(address.trim(), "/");
+        page.contains("cuda:0 failed, the CPU judges").then_some(page)
+    });
+    assert!(page.contains("<td>a<td>runs"), "{page}");
+    assert!(get(address.trim(), "/healthz").starts_with("HTTP/1.1 200"), "the line makes progress");
+    // Five more, all of them the CPU's.
+    let so_far = verdicts().len();
+    wait("verdicts after the failure", &mut child, &log, || (verdicts().len() >= so_far + 5).then_some(()));
+    let metrics = get(address.trim(), "/metrics");
+    signal("-TERM");
+    assert!(child.wait().unwrap().success());
+    let log = std::fs::read_to_string(&log).unwrap();
+    assert!(log.contains("computes on") && log.contains("The GPU failed"), "{log}");
+    assert!(!log.contains("does not balance"), "{log}");
+
+    let sum = |name: &str| -> u64 {
+        let start = format!("inspectd_{name}{{line=\"a\"");
+        let samples = metrics.lines().filter(|sample| sample.starts_with(&start));
+        samples.map(|sample| sample.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+    };
+    let accounted = sum("verdicts_total") + sum("frames_dropped_total") + sum("frames_in_flight");
+    assert_eq!(sum("frames_captured_total"), accounted, "{metrics}");
+    assert_eq!(sum("ledger_unbalanced_total"), 0);
+
+    let all = verdicts();
+    let first_bad = all.iter().position(|v| v["verdict"] == "bad").unwrap();
+    for (i, got) in all.iter().enumerate() {
+        let want = of_frame[got["frame_hash"].as_str().unwrap()];
+        let score = |v: &Value| v["score"].as_f64().unwrap();
+        assert!((score(want) - score(got)).abs() <= SCORE_BOUND, "{want} {got}");
+        assert_eq!(got["verdict"], if i < first_bad { "good" } else { "bad" }, "{got}");
+    }
+    // The CPU's own scores, to the last bit.
+    let last = &all[all.len() - 1];
+    assert_eq!(last["score"], of_frame[last["frame_hash"].as_str().unwrap()]["score"]);
 }
 
 #[test]

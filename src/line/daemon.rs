@@ -347,6 +347,9 @@ impl Daemon {
             if let Some(why) = snapshot.sick {
                 status.push_str(&format!("; {}: {why}", line.telemetry.name));
             }
+            if let Some(fault) = self.telemetry.device_fault(&line.telemetry.name) {
+                status.push_str(&format!("; {}: {fault}", line.telemetry.name));
+            }
         }
         status
     }

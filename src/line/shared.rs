@@ -110,6 +110,7 @@ impl Board for Lines {
                     line: line.telemetry.name.clone(),
                     ok: sick.is_none(),
                     why: sick,
+                    device_fault: self.telemetry.device_fault(&line.telemetry.name),
                     ended: published.ended,
                     captured: counts.captured,
                     in_flight: counts.in_flight,

@@ -236,12 +236,14 @@ mod tests {
         let mut guarded = guarded(&opens, 1, start);
         assert_eq!((score(&mut guarded, start), score(&mut guarded, start)), (GPU, GPU));
         assert_eq!(score(&mut guarded, start), CPU);
+        assert!(guarded.telemetry.device_fault("a").unwrap().starts_with("cuda:0 failed, the CPU judges"));
         // Not before its time.
         assert_eq!(score(&mut guarded, start + FIRST_WAIT / 2), CPU);
         assert_eq!(opens.load(Ordering::SeqCst), 1);
         assert_eq!(score(&mut guarded, start + FIRST_WAIT), CPU);
         answered(&guarded);
         assert_eq!(score(&mut guarded, start + FIRST_WAIT), GPU);
+        assert_eq!(guarded.telemetry.device_fault("a"), None);
         assert_eq!(opens.load(Ordering::SeqCst), 2);
     }
 

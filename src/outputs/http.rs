@@ -39,6 +39,8 @@ pub struct LineHealth {
     pub ok: bool,
     /// What is wrong, as a sentence.
     pub why: Option<String>,
+    /// Why the CPU judges in a GPU's place, as a sentence. The line makes progress all the same.
+    pub device_fault: Option<String>,
     pub ended: bool,
     pub captured: u64,
     pub in_flight: u64,
@@ -156,9 +158,13 @@ fn render(health: &Health) -> String {
             (None, true) => "ended".to_owned(),
             (None, false) => "runs".to_owned(),
         };
+        let device = l
+            .device_fault
+            .as_deref()
+            .map_or(String::new(), |fault| format!("<br><span class=sick>{}</span>", escape(fault)));
         let score = l.last_score.map_or("–".to_owned(), |score| format!("{score:.3}"));
         rows.push_str(&format!(
-            "<tr><td>{name}<td>{state}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{score}\n",
+            "<tr><td>{name}<td>{state}{device}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{score}\n",
             l.captured, l.good, l.unsure, l.bad, l.late, l.dropped
         ));
         if l.has_heatmap {
@@ -201,6 +207,7 @@ mod tests {
                 line: "cam1".into(),
                 ok: self.ok,
                 why: (!self.ok).then(|| "no frame for <5 s>".into()),
+                device_fault: (!self.ok).then(|| "cuda:0 failed, the CPU judges: <lost>".into()),
                 ended: false,
                 captured: 9,
                 in_flight: 1,
@@ -256,7 +263,8 @@ mod tests {
     fn a_sick_line_is_a_503_and_its_reason_is_escaped_on_the_page() {
         let server = server(false, PathBuf::new());
         assert!(ask(&server, "/healthz").starts_with("HTTP/1.1 503"));
-        assert!(ask(&server, "/").contains("no frame for &lt;5 s&gt;"));
+        let page = ask(&server, "/");
+        assert!(page.contains("no frame for &lt;5 s&gt;") && page.contains("the CPU judges: &lt;lost&gt;"));
     }
 
     #[test]

@@ -15,7 +15,8 @@ mod line;
 pub mod logging;
 mod metrics;
 
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 pub use event::{Event, LineEvent, LineTelemetry, Reload};
 pub use line::{FrameCounts, LineMetrics, Output, OutputFault, VERDICTS, verdict_label};
@@ -29,6 +30,8 @@ pub struct Telemetry {
     metrics: Arc<Metrics>,
     /// Brings the mirrored metrics up to date; held while a scrape is written out.
     collect: Arc<Mutex<Option<Collect>>>,
+    /// Line → what is wrong with its GPU, as a sentence.
+    device_faults: Arc<Mutex<BTreeMap<String, String>>>,
 }
 
 impl Telemetry {
@@ -38,7 +41,7 @@ impl Telemetry {
         for reload in Reload::ALL {
             metrics.config_reloads.with_label_values(&[reload.label()]);
         }
-        Telemetry { metrics: Arc::new(metrics), collect: Arc::default() }
+        Telemetry { metrics: Arc::new(metrics), collect: Arc::default(), device_faults: Arc::default() }
     }
 
     pub fn metrics(&self) -> &Metrics {
@@ -46,7 +49,24 @@ impl Telemetry {
     }
 
     pub fn emit(&self, event: Event<'_>) {
+        match event {
+            Event::DeviceFailed { line, device, error } | Event::DeviceStillDown { line, device, error } => {
+                let fault = format!("{device} failed, the CPU judges: {error}");
+                self.device_faults().insert(line.to_owned(), fault);
+            }
+            Event::DeviceUp { line, .. } => drop(self.device_faults().remove(line)),
+            _ => {}
+        }
         event.emit(&self.metrics);
+    }
+
+    fn device_faults(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        self.device_faults.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Why the CPU judges a line that is to be judged by a GPU, as a sentence.
+    pub fn device_fault(&self, line: &str) -> Option<String> {
+        self.device_faults().get(line).cloned()
     }
 
     /// `collect` runs before each scrape.
