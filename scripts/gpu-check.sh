@@ -24,6 +24,9 @@ grep -q "cuda:0" <<<"$found" || die 69 "the driver shows no GPU" "nvidia-smi -L"
 ! grep -q "simulated" <<<"$found" || die 69 "this is the simulated GPU" "unset LD_LIBRARY_PATH"
 command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,memory.total --format=csv
 
+say "What it can do at most"
+$inspectd bench --peak cuda:0
+
 say "Every operation against its specification"
 tests=$(cargo test --lib --no-run --message-format=json 2>/dev/null |
     sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1)

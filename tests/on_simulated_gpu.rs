@@ -328,3 +328,10 @@ fn a_gpu_without_memory_is_told_with_the_next_command() {
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && told.contains("memory"), "{told}");
 }
+
+#[test]
+fn a_simulated_gpu_has_no_peak() {
+    let output = inspectd().args(["bench", "--peak", "cuda:0"]).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && output.stdout.is_empty() && told.contains("simulated"), "{told}");
+}

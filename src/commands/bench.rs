@@ -21,8 +21,9 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::{Exit, Failure};
-use crate::engine::Threads;
 use crate::engine::cpu::fast::peak_gflops;
+use crate::engine::cuda::peak::peaks;
+use crate::engine::{DeviceError, DeviceName, Gpu, Threads};
 use cases::{Case, Prepared};
 
 #[derive(Debug, clap::Args)]
@@ -36,6 +37,9 @@ pub struct Args {
     /// Time line/… with this model instead of one with random weights
     #[arg(long, value_name = "FILE")]
     pub model: Option<PathBuf>,
+    /// Only what a GPU can do at most, by its own clocks: `--peak cuda:0`
+    #[arg(long, value_name = "D", conflicts_with_all = ["filter", "model", "threads"])]
+    pub peak: Option<DeviceName>,
     /// Threads [default: all processors]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub threads: Option<u16>,
@@ -61,6 +65,9 @@ const DURATION: Duration = Duration::from_millis(600);
 const RUNS: std::ops::RangeInclusive<usize> = 7..=400;
 
 pub fn run(args: Args) -> Result<(), Failure> {
+    if let Some(device) = args.peak {
+        return peak(device, args.json);
+    }
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = Threads::new(args.threads.map_or(cpus, usize::from));
     let filter = args.filter.as_deref().unwrap_or("");
@@ -89,6 +96,50 @@ pub fn run(args: Args) -> Result<(), Failure> {
         out.flush().map_err(Failure::stdout)?;
     }
     Ok(())
+}
+
+#[derive(Debug, Serialize)]
+struct Peak {
+    name: String,
+    mma_tflops: f64,
+    fp32_tflops: f64,
+    gb_per_s: f64,
+}
+
+fn peak(name: DeviceName, json: bool) -> Result<(), Failure> {
+    let usage = |text: String| Failure::say(Exit::Usage, text).hint("inspectd bench --peak cuda:0");
+    let DeviceName::Cuda(index) = name else {
+        return Err(usage("only a GPU has clocks to ask; a CPU's peak stands above its table".into()));
+    };
+    let unavailable = |error: DeviceError| Failure::new(Exit::Unavailable, error);
+    let gpu = Gpu::open(index).map_err(|error| {
+        let hint = error.hint();
+        unavailable(error).hint(hint)
+    })?;
+    let Some(clocks) = gpu.clocks().map_err(unavailable)? else {
+        return Err(Failure::say(Exit::Unavailable, format!("{name} is simulated and has no speed"))
+            .hint("unset LD_LIBRARY_PATH, on a machine with a GPU"));
+    };
+    let Some(p) = peaks(&clocks) else {
+        let arch = clocks.arch;
+        return Err(Failure::say(Exit::Unavailable, format!("the rates of sm_{arch} are not known")));
+    };
+    let line = Peak {
+        name: gpu.name().to_owned(),
+        mma_tflops: round(p.mma_flops / 1e12, 1),
+        fp32_tflops: round(p.fp32_flops / 1e12, 1),
+        gb_per_s: round(p.bandwidth / 1e9, 0),
+    };
+    let text = if json {
+        serde_json::to_string(&line).map_err(|error| Failure::new(Exit::Internal, error))?
+    } else {
+        let Peak { name, mma_tflops, fp32_tflops, gb_per_s } = &line;
+        format!(
+            "| card | fp16 products, TFLOP/s | fp32, TFLOP/s | memory, GB/s |\n|---|---|---|---|\n\
+             | {name} | {mma_tflops} | {fp32_tflops} | {gb_per_s} |"
+        )
+    };
+    writeln!(std::io::stdout().lock(), "{text}").map_err(Failure::stdout)
 }
 
 fn measure(case: &Case, threads: &Threads, args: &Args) -> Result<Line, Failure> {
@@ -189,7 +240,8 @@ mod tests {
 
     #[test]
     fn a_filter_that_matches_nothing_is_a_usage_error_that_lists_the_names() {
-        let args = Args { filter: Some("op/conv9x9".into()), json: true, model: None, threads: Some(1) };
+        let args =
+            Args { filter: Some("op/conv9x9".into()), json: true, model: None, peak: None, threads: Some(1) };
         let failure = run(args).unwrap_err();
         assert_eq!(failure.exit(), Exit::Usage);
         assert!(failure.to_string().contains("op/conv3x3/64x64x128"), "{failure}");
@@ -197,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_frame_is_timed_without_a_model_at_hand() {
-        let args = Args { filter: None, json: true, model: None, threads: Some(1) };
+        let args = Args { filter: None, json: true, model: None, peak: None, threads: Some(1) };
         let line =
             measure(&Case::Line(crate::model::Preset::Small), &Threads::new(1), &args).expect("it runs");
         assert_eq!((line.name.as_str(), line.gflops), ("line/small/256", None));
@@ -206,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_small_operation_is_measured_beside_its_reference() {
-        let args = Args { filter: None, json: true, model: None, threads: Some(1) };
+        let args = Args { filter: None, json: true, model: None, peak: None, threads: Some(1) };
         let all = cases::all();
         let case = all.iter().find(|case| case.name() == "op/conv1x1/8x8x64").expect("the smallest case");
         let line = measure(case, &Threads::new(1), &args).expect("it runs");

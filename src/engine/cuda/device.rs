@@ -12,6 +12,7 @@ use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, DriverEr
 use cudarc::nvrtc::Ptx;
 
 use super::launch::Limits;
+use super::peak::Clocks;
 use crate::kernels::{self, Kind};
 
 /// Why a GPU cannot be used, or stopped being usable.
@@ -175,6 +176,25 @@ impl Gpu {
 
     pub fn total_bytes(&self) -> usize {
         self.0.total_bytes
+    }
+
+    /// `None` on the simulated GPU, which has no clock that means anything.
+    pub fn clocks(&self) -> Result<Option<Clocks>, DeviceError> {
+        if self.is_simulated() {
+            return Ok(None);
+        }
+        use sys::CUdevice_attribute as A;
+        let attribute = |a| {
+            let value = self.0.context.attribute(a).map_err(call("cuDeviceGetAttribute"))?;
+            Ok(u32::try_from(value).unwrap_or(0))
+        };
+        Ok(Some(Clocks {
+            arch: self.0.limits.arch,
+            multiprocessors: self.0.limits.multiprocessors,
+            core_khz: attribute(A::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?,
+            memory_khz: attribute(A::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?,
+            bus_bits: attribute(A::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?,
+        }))
     }
 
     /// Whether this is the PTX interpreter of the tests: no time taken on it says anything of silicon.

@@ -22,6 +22,7 @@ pub mod loss;
 mod lower;
 pub mod norm;
 pub mod optim;
+pub mod peak;
 pub mod philox;
 pub mod pool;
 pub mod preprocess;
