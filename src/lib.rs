@@ -15,6 +15,7 @@ pub mod model;
 pub mod nets;
 pub mod occupancy;
 pub mod outputs;
+pub mod pages;
 pub mod realnet;
 pub mod telemetry;
 pub mod weights;

@@ -173,6 +173,7 @@ fn serve(folder: &Path, device: &str, fail: &str) -> (Vec<Value>, String) {
     .unwrap();
     let mut command = inspectd();
     command.args(["serve", "--config"]).arg(&config).env("GPUSIM_FAIL", fail);
+    command.env("GPUSIM_COPIES", folder.join("copies"));
     let log = folder.join("log");
     let mut child =
         command.stdout(Stdio::null()).stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
@@ -212,6 +213,30 @@ fn serve_gives_the_cpus_verdicts_and_goes_on_without_a_gpu_that_fails() {
             assert!(want["verdict"] == got["verdict"] || near("unsure") || near("bad"), "{want} {got}");
         }
         assert!(!log.contains("does not balance"), "{log}");
+    }
+}
+
+#[test]
+fn frames_go_to_the_gpu_straight_from_their_pinned_slots_and_where_pinning_fails_by_another_way() {
+    // Of a size that no other copy has: the picture that warms the model up, parameters, tables.
+    let (width, height) = (80, 72);
+    // A program takes two pinned buffers; the third request is the slots'.
+    for (fail, pinned) in [("", true), ("host-alloc:3", false)] {
+        let folder = tempfile::tempdir().unwrap();
+        untaught::model().save(&folder.path().join("m")).unwrap();
+        for seed in 0..5 {
+            let mut image = RgbImage::new(width, height);
+            image.data.iter_mut().enumerate().for_each(|(at, v)| *v = (at * (seed + 3) % 251) as u8);
+            heatmap::write_png(&folder.path().join(format!("p{seed}.png")), &image).unwrap();
+        }
+        let (verdicts, log) = serve(folder.path(), "cuda:0", fail);
+        assert_eq!(verdicts.len(), 5, "{log}");
+        let copies = std::fs::read_to_string(folder.path().join("copies")).unwrap();
+        let copies = copies.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let frames: Vec<Value> = copies.filter(|c| c["bytes"] == width * height * 3).collect();
+        assert!(frames.len() >= 5 && frames.iter().all(|c| c["pinned"] == pinned), "{frames:?}");
+        assert_eq!(log.matches("cannot be pinned").count(), usize::from(!pinned), "{log}");
+        assert!(!log.contains("The GPU failed"), "{log}");
     }
 }
 

@@ -135,9 +135,9 @@ impl CameraMemory {
             return Ok((Arc::clone(pool), allocator.clone()));
         }
         let pool = SlotPool::new(self.slots, bytes.saturating_add(PADDING_BYTES))?;
-        if !pool.is_locked() {
+        if !pool.pages().is_locked() {
             tracing::warn!(
-                bytes = pool.region().1,
+                bytes = pool.pages().region().1,
                 "The memory for frames could not be locked into RAM, so a frame may wait for the disk when \
                  memory is short. Set LimitMEMLOCK=infinity in the unit, or run `ulimit -l unlimited`."
             );

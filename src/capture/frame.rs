@@ -1,5 +1,6 @@
 //! A captured frame in the consumer's hands.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gstreamer as gst;
@@ -8,6 +9,7 @@ use super::layout::Layout;
 use super::slots::Slot;
 use super::stats::{DropReason, Ticket};
 use crate::imaging::{FrameView, PixelFormat};
+use crate::pages::Pages;
 
 /// A frame in a slot of its camera's pool. Dropping it gives the slot back, so hold it no longer than
 /// needed: a camera whose slots are all held has nowhere to put the next frame.
@@ -27,14 +29,21 @@ pub(super) enum Storage {
     /// Copied into a slot of ours.
     Copied(Slot),
     /// Upstream's buffer, whose memory is a slot. It returns to upstream's pool.
-    InPlace(gst::buffer::MappedBuffer<gst::buffer::Readable>),
+    InPlace(gst::buffer::MappedBuffer<gst::buffer::Readable>, Arc<Pages>),
 }
 
 impl Storage {
     fn bytes(&self) -> &[u8] {
         match self {
             Storage::Copied(slot) => slot.bytes(),
-            Storage::InPlace(buffer) => buffer.as_slice(),
+            Storage::InPlace(buffer, _) => buffer.as_slice(),
+        }
+    }
+
+    fn pages(&self) -> &Arc<Pages> {
+        match self {
+            Storage::Copied(slot) => slot.pages(),
+            Storage::InPlace(_, pages) => pages,
         }
     }
 }
@@ -54,6 +63,11 @@ impl Frame {
     /// The pixels. Strides may exceed the rows' bytes; padding is undefined.
     pub fn view(&self) -> FrameView<'_> {
         self.layout.view(self.storage.bytes())
+    }
+
+    /// The memory that the pixels lie in, with those of the camera's other frames.
+    pub fn pages(&self) -> &Arc<Pages> {
+        self.storage.pages()
     }
 
     /// Counts the camera's captured frames from 0, over restarts. A gap is a dropped frame.

@@ -91,7 +91,7 @@ impl Intake {
             }
         };
         match storage {
-            Storage::InPlace(_) => self.stats.count_zero_copy(),
+            Storage::InPlace(..) => self.stats.count_zero_copy(),
             Storage::Copied(_) => self.stats.count_copied(),
         }
         self.hand_on(Frame::new(storage, layout, ticket, sequence, now, pts), run);
@@ -124,7 +124,8 @@ impl Intake {
             return Err(DropReason::Corrupt);
         }
         if geometry.pool.contains(buffer.as_slice()) {
-            return Ok((Storage::InPlace(buffer), source, pts));
+            let pages = Arc::clone(geometry.pool.pages());
+            return Ok((Storage::InPlace(buffer, pages), source, pts));
         }
         let mut slot = self.free_slot(geometry, run).ok_or_else(|| self.no_slot_reason(run))?;
         if !source.copy_to(buffer.as_slice(), &geometry.layout, slot.bytes_mut()) {

@@ -23,7 +23,7 @@
 //! Every frame that reaches the sink is entered in the [`Ledger`] and leaves it exactly once:
 //! captured = delivered + dropped(reason) + in flight.
 //!
-//! Absent on purpose: CUDA (it registers the slots from outside, [`SlotPool::region`]), config files,
+//! Absent on purpose: CUDA (who copies to a GPU registers the slots from outside, [`SlotPool::pages`]), config files,
 //! verdicts. No other room speaks GStreamer.
 
 mod allocator;

@@ -1,63 +1,34 @@
-//! The fixed memory that frames live in: `count` slots, page-aligned, mapped once, never grown.
-//!
-//! With CUDA the whole region is registered once as pinned memory; until then it is locked into RAM
-//! where the limits allow, so that a frame never waits for a page fault.
+//! The fixed memory that frames live in: `count` slots, page-aligned, mapped once, never grown. A GPU may
+//! register all of it at once ([`SlotPool::pages`]) and then copies frames straight out of their slots.
 
 use std::io;
-use std::ptr::NonNull;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
+
+use crate::pages::Pages;
 
 /// A pool of equal slots. Kept alive by every slot that is out.
 #[derive(Debug)]
 pub struct SlotPool {
-    base: NonNull<u8>,
+    pages: Arc<Pages>,
     slot_bytes: usize,
     count: usize,
-    locked: bool,
     /// Indices of free slots. Its capacity is `count` from the start, so returning never allocates.
     free: Mutex<Vec<usize>>,
     returned: Condvar,
 }
 
-// SAFETY: `base` points at a mapping that this pool owns alone until it is dropped, and that no thread
-// has an affinity to. The pool itself never reads or writes through it.
-unsafe impl Send for SlotPool {}
-// SAFETY: `&SlotPool` gives out addresses and, under the mutex, slot indices. Only a `Slot` touches the
-// bytes, and each index is in at most one `Slot`, so shared pools cannot race on memory.
-unsafe impl Sync for SlotPool {}
-
 impl SlotPool {
     /// Maps `count` slots of at least `bytes` bytes each (rounded up to whole pages). Fails when the
-    /// kernel refuses the memory; a refused lock is only noted ([`is_locked`](Self::is_locked)).
+    /// kernel refuses the memory; a refused lock is only noted ([`Pages::is_locked`]).
     pub fn new(count: usize, bytes: usize) -> io::Result<Arc<Self>> {
         let invalid =
             || io::Error::new(io::ErrorKind::InvalidInput, "the size of the pool is zero or too large");
-        let slot_bytes = bytes.max(1).checked_next_multiple_of(page_bytes()).ok_or_else(invalid)?;
-        let total = slot_bytes.checked_mul(count).filter(|&t| t > 0 && t <= isize::MAX as usize);
-        let total = total.ok_or_else(invalid)?;
-        // SAFETY: an anonymous mapping at an address of the kernel's choice touches no memory of ours,
-        // and the arguments are plain numbers.
-        let address = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                total,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE,
-                -1,
-                0,
-            )
-        };
-        if address == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let Some(base) = NonNull::new(address.cast::<u8>()) else {
-            return Err(io::Error::other("the kernel mapped the pool at address 0"));
-        };
-        // SAFETY: the range was mapped just now with exactly this length; locking changes no contents.
-        let locked = unsafe { libc::mlock(address, total) } == 0;
+        let slot_bytes = bytes.max(1).checked_next_multiple_of(Pages::size()).ok_or_else(invalid)?;
+        let total = slot_bytes.checked_mul(count).filter(|&total| total > 0).ok_or_else(invalid)?;
+        let pages = Pages::new(total)?;
         let free = Mutex::new((0..count).rev().collect());
-        Ok(Arc::new(SlotPool { base, slot_bytes, count, locked, free, returned: Condvar::new() }))
+        Ok(Arc::new(SlotPool { pages, slot_bytes, count, free, returned: Condvar::new() }))
     }
 
     /// Bytes of one slot: a whole number of pages.
@@ -75,22 +46,14 @@ impl SlotPool {
         self.lock_free().len()
     }
 
-    /// Whether the pages are locked into RAM.
-    pub fn is_locked(&self) -> bool {
-        self.locked
-    }
-
-    /// Start and length in bytes of all slots together, for registering them with a driver. The region
-    /// stays mapped for as long as the pool lives; the bytes belong to whoever holds the slots.
-    pub fn region(&self) -> (*const u8, usize) {
-        (self.base.as_ptr(), self.slot_bytes * self.count)
+    /// The memory of all slots together. The bytes belong to whoever holds the slots.
+    pub fn pages(&self) -> &Arc<Pages> {
+        &self.pages
     }
 
     /// Whether the bytes lie in one of the slots.
     pub fn contains(&self, bytes: &[u8]) -> bool {
-        let (start, len) = self.region();
-        let (start, first) = (start.addr(), bytes.as_ptr().addr());
-        first >= start && first + bytes.len() <= start + len
+        self.pages.contains(bytes)
     }
 
     /// Takes a free slot of `len` bytes; `None` when all are out or `len` is larger than a slot.
@@ -119,21 +82,6 @@ impl SlotPool {
     }
 }
 
-impl Drop for SlotPool {
-    fn drop(&mut self) {
-        let (_, len) = self.region();
-        // SAFETY: the mapping was made in `new` with this address and length and is unmapped only here.
-        // Every `Slot` holds an `Arc` of the pool, so none is left that could point into it.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), len) };
-    }
-}
-
-fn page_bytes() -> usize {
-    // SAFETY: sysconf reads a constant of the system and has no preconditions.
-    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    usize::try_from(bytes).ok().filter(|b| b.is_power_of_two()).unwrap_or(4096)
-}
-
 /// One slot, owned: nobody else reads or writes it. Returns to the pool when dropped.
 #[derive(Debug)]
 pub(super) struct Slot {
@@ -144,9 +92,14 @@ pub(super) struct Slot {
 
 impl Slot {
     fn start(&self) -> *mut u8 {
+        let (base, _) = self.pool.pages.region();
         // SAFETY: `index < count`, so the offset stays inside the mapping of `count * slot_bytes` bytes,
         // which is at most isize::MAX.
-        unsafe { self.pool.base.as_ptr().add(self.index * self.pool.slot_bytes) }
+        unsafe { base.as_ptr().add(self.index * self.pool.slot_bytes) }
+    }
+
+    pub(super) fn pages(&self) -> &Arc<Pages> {
+        &self.pool.pages
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
@@ -182,10 +135,10 @@ mod tests {
     #[test]
     fn slots_are_page_aligned_disjoint_and_inside_the_region() {
         let pool = SlotPool::new(3, 5000).unwrap();
-        assert_eq!(pool.slot_bytes() % page_bytes(), 0);
+        assert_eq!(pool.slot_bytes() % Pages::size(), 0);
         let mut slots: Vec<Slot> = (0..3).map(|_| pool.take(5000).unwrap()).collect();
         for (i, slot) in slots.iter_mut().enumerate() {
-            assert_eq!(slot.bytes().as_ptr().addr() % page_bytes(), 0);
+            assert_eq!(slot.bytes().as_ptr().addr() % Pages::size(), 0);
             slot.bytes_mut().fill(i as u8 + 1);
         }
         for (i, slot) in slots.iter().enumerate() {

@@ -105,16 +105,17 @@ fn every_format_arrives_with_the_right_pixels_at_an_odd_size() {
 fn a_source_that_takes_our_pool_writes_straight_into_slots_that_never_grow_in_number() {
     let camera = start(config("videotestsrc num-buffers=60 ! video/x-raw,format=NV12,width=320,height=240"));
     let first = next(&camera);
-    let region = camera.pool().unwrap().region();
+    let region = camera.pool().unwrap().pages().region();
     assert_eq!(camera.pool().unwrap().slots(), 8);
-    assert!(camera.pool().unwrap().contains(first.view().planes[0].data));
+    assert!(first.pages().contains(first.view().planes[0].data));
+    assert!(Arc::ptr_eq(first.pages(), camera.pool().unwrap().pages()));
     drop(first);
     assert_eq!(drain(&camera), (1..60).collect::<Vec<u64>>());
     let ledger = camera.stats().ledger();
     assert_eq!((ledger.captured, ledger.delivered, ledger.zero_copy, ledger.copied), (60, 60, 60, 0));
     assert_eq!(camera.stats().heap_fallback(), 0);
     let pool = camera.pool().unwrap();
-    assert_eq!(pool.region(), region);
+    assert_eq!(pool.pages().region(), region);
     camera.stop(PATIENCE).unwrap();
     assert_eq!(pool.free_slots(), 8);
 }
@@ -125,7 +126,8 @@ fn a_source_with_memory_of_its_own_is_copied_once() {
         "videotestsrc num-buffers=20 ! video/x-raw,format=RGB,width=33,height=17 ! identity drop-allocation=true",
     ));
     let held = next(&camera);
-    assert!(camera.pool().unwrap().contains(held.view().planes[0].data));
+    assert!(held.pages().contains(held.view().planes[0].data));
+    assert!(Arc::ptr_eq(held.pages(), camera.pool().unwrap().pages()));
     drop(held);
     assert_eq!(drain(&camera).len(), 19);
     let ledger = camera.stats().ledger();

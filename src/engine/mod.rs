@@ -19,7 +19,7 @@ mod tensor;
 
 pub use autodiff::gradients;
 pub use cpu::fast::Pool as Threads;
-pub use cuda::{DeviceError, Gpu, Priority};
+pub use cuda::{DeviceError, Gpu, PinnedPages, Priority};
 pub use graph::{Graph, GraphError, GraphResult, Node, Value};
 pub use op::{
     Act, Adam, Attention, Binary, Conv, Distribution, Epilogue, Norm, Op, Pool, QkvLayout, Reduce, Residual,

@@ -10,6 +10,7 @@ use crate::capture::{self, CameraConfig, CaptureStats, DropReason, Frame, Restar
 use crate::config::{DropPolicy, LineConfig, OnEos};
 use crate::imaging::FrameView;
 use crate::outputs::Pixels;
+use crate::pages::Pages;
 
 /// A camera that was started.
 pub struct Camera<P> {
@@ -89,6 +90,10 @@ impl Picture for Frame {
 
     fn captured_at(&self) -> Instant {
         Frame::captured_at(self)
+    }
+
+    fn pages(&self) -> Option<&Arc<Pages>> {
+        Some(Frame::pages(self))
     }
 }
 

@@ -5,16 +5,22 @@
 //! dropped for a reason. [`Counts::balances`] says so after every step.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::DropPolicy;
 use crate::model::Verdict;
 use crate::outputs::Pixels;
+use crate::pages::Pages;
 
 /// A captured frame.
 pub trait Picture: Pixels {
     fn sequence(&self) -> u64;
     fn captured_at(&self) -> Instant;
+    /// The memory that its pixels share with the line's other frames, if there is such.
+    fn pages(&self) -> Option<&Arc<Pages>> {
+        None
+    }
 }
 
 /// How frames of one line are treated.

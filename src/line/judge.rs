@@ -14,6 +14,7 @@ use super::{Picture, Problem};
 use crate::config::LineName;
 use crate::imaging::{FrameView, Heatmap, Roi};
 use crate::model::Thresholds;
+use crate::pages::Pages;
 use crate::realnet::{Inspector, Judgement};
 
 /// What gives a frame its score. A trait, so that the daemon can be tested without a model.
@@ -22,6 +23,11 @@ pub trait Judge {
     fn thresholds(&self) -> Thresholds;
 
     fn judge(&mut self, frame: &FrameView<'_>, roi: Option<Roi>) -> Result<Judgement<'_>, Problem>;
+
+    /// Frames of `line` come from this memory from now on. Told once, before the first of them.
+    fn meet(&mut self, line: usize, pages: &Arc<Pages>) {
+        let _ = (line, pages);
+    }
 }
 
 impl Judge for Inspector {
@@ -113,10 +119,17 @@ fn make(recipes: Vec<(LineName, Option<Roi>, Recipe)>) -> Result<Judges, WorkerE
 }
 
 fn run<P: Picture>(mut judges: Judges, jobs: &Receiver<Job<P>>, done: &Sender<Done<P>>, heart: &Heart) {
+    let mut known: Vec<Option<Arc<Pages>>> = judges.iter().map(|_| None).collect();
     for Job { line, picture, mut map } in jobs {
-        let Some((judge, roi)) = judges.get_mut(line) else { continue };
+        let (Some((judge, roi)), Some(known)) = (judges.get_mut(line), known.get_mut(line)) else { continue };
         let began = Instant::now();
         heart.judging(Some(began));
+        if let Some(pages) = picture.pages()
+            && !known.as_ref().is_some_and(|known| Arc::ptr_eq(known, pages))
+        {
+            judge.meet(line, pages);
+            *known = Some(Arc::clone(pages));
+        }
         let score = judge.judge(&picture.view(), *roi).map(|judgement| {
             if let Some(map) = &mut map {
                 map.width = judgement.map_width;

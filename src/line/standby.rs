@@ -3,6 +3,7 @@
 //! less often. A driver's error outlives the context it happened in as long as any line holds on to that,
 //! so a device that several lines share is back when the last of them has let go.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, TryRecvError, bounded};
@@ -10,6 +11,7 @@ use crossbeam_channel::{Receiver, TryRecvError, bounded};
 use super::{Judge, Problem};
 use crate::imaging::{FrameView, Roi};
 use crate::model::Thresholds;
+use crate::pages::Pages;
 use crate::realnet::{Inspector, Judgement, RealnetError};
 use crate::telemetry::{Event, Telemetry};
 
@@ -21,6 +23,11 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 pub trait Opinion: Send {
     fn thresholds(&self) -> Thresholds;
     fn look(&mut self, frame: &FrameView<'_>, roi: Option<Roi>) -> Result<(), RealnetError>;
+    /// Frames of `line` lie in this memory. A device that copies from it may make it its own.
+    fn meet(&mut self, line: usize, pages: &Arc<Pages>) -> Result<(), RealnetError> {
+        let _ = (line, pages);
+        Ok(())
+    }
     /// Of the last look.
     fn last(&self) -> Result<Judgement<'_>, RealnetError>;
     /// The device by its own name.
@@ -34,6 +41,10 @@ impl Opinion for Inspector {
 
     fn look(&mut self, frame: &FrameView<'_>, roi: Option<Roi>) -> Result<(), RealnetError> {
         self.judge(frame, roi).map(drop)
+    }
+
+    fn meet(&mut self, line: usize, pages: &Arc<Pages>) -> Result<(), RealnetError> {
+        self.pin(line, pages)
     }
 
     fn last(&self) -> Result<Judgement<'_>, RealnetError> {
@@ -58,6 +69,8 @@ pub struct Guarded<O: Opinion> {
     device: String,
     state: State<O>,
     standby: O,
+    /// The memory of each line's frames, for a device that comes back.
+    met: Vec<(usize, Arc<Pages>)>,
     reopen: Box<dyn Fn() -> Receiver<Result<O, RealnetError>> + Send>,
     telemetry: Telemetry,
 }
@@ -85,8 +98,15 @@ impl<O: Opinion + 'static> Guarded<O> {
         };
         let waiting = State::Waiting { until: now + FIRST_WAIT, wait: FIRST_WAIT };
         let (line, device) = (line.to_owned(), device.to_owned());
-        let mut guarded =
-            Guarded { line, device, state: waiting, standby, reopen: Box::new(reopen), telemetry };
+        let mut guarded = Guarded {
+            line,
+            device,
+            state: waiting,
+            standby,
+            met: vec![],
+            reopen: Box::new(reopen),
+            telemetry,
+        };
         match first {
             Ok(opinion) => guarded.up(opinion),
             Err(error) => guarded.failed(&error, now),
@@ -97,7 +117,19 @@ impl<O: Opinion + 'static> Guarded<O> {
     fn up(&mut self, opinion: O) {
         let (line, device) = (self.line.as_str(), self.device.as_str());
         self.telemetry.emit(Event::DeviceUp { line, device, name: &opinion.device() });
+        let mut opinion = opinion;
+        for (number, pages) in &self.met {
+            self.introduce(&mut opinion, *number, pages);
+        }
         self.state = State::Up(opinion);
+    }
+
+    /// Without pinned memory copies take longer, and that is all.
+    fn introduce(&self, opinion: &mut O, number: usize, pages: &Arc<Pages>) {
+        if let Err(error) = opinion.meet(number, pages) {
+            let (line, device) = (self.line.as_str(), self.device.as_str());
+            self.telemetry.emit(Event::NotPinned { line, device, error: &error });
+        }
     }
 
     fn failed(&mut self, error: &RealnetError, now: Instant) {
@@ -164,20 +196,35 @@ impl<O: Opinion + 'static> Judge for Guarded<O> {
     fn judge(&mut self, frame: &FrameView<'_>, roi: Option<Roi>) -> Result<Judgement<'_>, Problem> {
         self.judge_at(frame, roi, Instant::now()).map_err(Problem::from)
     }
+
+    fn meet(&mut self, line: usize, pages: &Arc<Pages>) {
+        self.met.retain(|(other, _)| *other != line);
+        self.met.push((line, Arc::clone(pages)));
+        // Out of the way meanwhile: it cannot be borrowed with the rest.
+        let waiting = State::Waiting { until: Instant::now(), wait: FIRST_WAIT };
+        match std::mem::replace(&mut self.state, waiting) {
+            State::Up(mut opinion) => {
+                self.introduce(&mut opinion, line, pages);
+                self.state = State::Up(opinion);
+            }
+            other => self.state = other,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::sync::Mutex;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
     use crate::engine::{DeviceError, ProgramError};
 
-    /// Says `score` until it has looked `good` times, then fails as a device does.
+    /// Says `score` until it has looked `good` times, then fails as a device does. Pins all but one page.
     struct Fake {
         score: f32,
         good: u32,
+        met: Arc<Mutex<Vec<(usize, Arc<Pages>)>>>,
     }
 
     fn broken() -> RealnetError {
@@ -194,6 +241,11 @@ mod tests {
             Ok(())
         }
 
+        fn meet(&mut self, line: usize, pages: &Arc<Pages>) -> Result<(), RealnetError> {
+            self.met.lock().unwrap().push((line, Arc::clone(pages)));
+            if pages.region().1 == Pages::size() { Err(broken()) } else { Ok(()) }
+        }
+
         fn last(&self) -> Result<Judgement<'_>, RealnetError> {
             Ok(Judgement { score: self.score, map_width: 0, map_height: 0, map: &[] })
         }
@@ -208,12 +260,23 @@ mod tests {
 
     /// Opens succeed from the n-th on, each good for two looks.
     fn guarded(opens: &Arc<AtomicU32>, from: u32, now: Instant) -> Guarded<Fake> {
-        let opens = Arc::clone(opens);
+        met_by(opens, from, now, &Arc::default())
+    }
+
+    /// `met`: the memory that those on the device were told of.
+    fn met_by(
+        opens: &Arc<AtomicU32>,
+        from: u32,
+        now: Instant,
+        met: &Arc<Mutex<Vec<(usize, Arc<Pages>)>>>,
+    ) -> Guarded<Fake> {
+        let (opens, met) = (Arc::clone(opens), Arc::clone(met));
         let open = move || match opens.fetch_add(1, Ordering::SeqCst) + 1 >= from {
-            true => Ok(Fake { score: GPU, good: 2 }),
+            true => Ok(Fake { score: GPU, good: 2, met: Arc::clone(&met) }),
             false => Err(broken()),
         };
-        Guarded::new("a", "cuda:0", Fake { score: CPU, good: u32::MAX }, open, Telemetry::new(), now)
+        let standby = Fake { score: CPU, good: u32::MAX, met: Arc::default() };
+        Guarded::new("a", "cuda:0", standby, open, Telemetry::new(), now)
     }
 
     fn score(guarded: &mut Guarded<Fake>, now: Instant) -> f32 {
@@ -245,6 +308,25 @@ mod tests {
         assert_eq!(score(&mut guarded, start + FIRST_WAIT), GPU);
         assert_eq!(guarded.telemetry.device_fault("a"), None);
         assert_eq!(opens.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn a_device_that_is_back_is_told_of_the_memory_in_use_and_one_that_cannot_pin_it_judges_on() {
+        let (opens, start, met) = (Arc::default(), Instant::now(), Arc::default());
+        let mut guarded = met_by(&opens, 1, start, &met);
+        let [small, old, new] = [1, 2, 3].map(|pages| Pages::new(pages * Pages::size()).unwrap());
+        for (line, pages) in [(0, &old), (1, &small), (0, &new)] {
+            guarded.meet(line, pages);
+        }
+        assert_eq!((score(&mut guarded, start), score(&mut guarded, start)), (GPU, GPU));
+        assert_eq!(Arc::strong_count(&old), 2, "here and in the list of this test");
+        met.lock().unwrap().clear();
+        assert_eq!(score(&mut guarded, start), CPU);
+        assert_eq!(score(&mut guarded, start + FIRST_WAIT), CPU);
+        answered(&guarded);
+        assert_eq!(score(&mut guarded, start + FIRST_WAIT), GPU);
+        let met = met.lock().unwrap();
+        assert!(met.iter().map(|m| m.0).eq([1, 0]) && Arc::ptr_eq(&met[1].1, &new), "{met:?}");
     }
 
     #[test]

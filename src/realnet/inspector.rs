@@ -1,15 +1,18 @@
 //! A taught model, compiled and ready to judge frames.
 
+use std::sync::Arc;
+
 use super::error::{MAX_INPUT, RealnetError};
 use super::frames::Frames;
 use super::initial::fill_missing;
 use super::network::{judgement, selection_name};
 use super::score::{Fusion, Raw, raw};
 use super::spec::NetSpec;
-use crate::engine::{Device, Options, ParamStore, Program, Tensor};
+use crate::engine::{Device, Gpu, Options, ParamStore, PinnedPages, Program, ProgramError, Tensor};
 use crate::imaging::{FrameView, Roi};
 use crate::model::{Model, Preset, Thresholds};
 use crate::nets::random_weights;
+use crate::pages::Pages;
 
 /// Owns a compiled inference program and its buffers; one per device and line.
 #[derive(Debug)]
@@ -18,6 +21,9 @@ pub struct Inspector {
     thresholds: Thresholds,
     score: f32,
     device: String,
+    gpu: Option<Gpu>,
+    /// The memory that frames of each line come from.
+    pinned: Vec<(usize, PinnedPages)>,
 }
 
 /// What the network says of one picture. `map` holds `map_width * map_height` probabilities in
@@ -44,6 +50,8 @@ impl Inspector {
             thresholds: model.thresholds(),
             score: f32::NAN,
             device: device.name().to_owned(),
+            gpu: device.gpu().cloned(),
+            pinned: vec![],
         })
     }
 
@@ -58,7 +66,18 @@ impl Inspector {
             thresholds: Thresholds { unsure: 0.0, bad: 1.0 },
             score: f32::NAN,
             device: device.name().to_owned(),
+            gpu: device.gpu().cloned(),
+            pinned: vec![],
         })
+    }
+
+    /// Registers the memory that frames of `line` come from with the GPU, if there is one, which then copies
+    /// them straight out of it; what was registered for the line before is let go.
+    pub fn pin(&mut self, line: usize, pages: &Arc<Pages>) -> Result<(), RealnetError> {
+        let Some(gpu) = &self.gpu else { return Ok(()) };
+        self.pinned.retain(|(other, _)| *other != line);
+        self.pinned.push((line, gpu.pin(pages).map_err(ProgramError::from)?));
+        Ok(())
     }
 
     /// The name of the device it computes on.

@@ -52,6 +52,7 @@ pub enum Event<'a> {
     DeviceUp { line: &'a str, device: &'a str, name: &'a str },
     DeviceFailed { line: &'a str, device: &'a str, error: &'a dyn fmt::Display },
     DeviceStillDown { line: &'a str, device: &'a str, error: &'a dyn fmt::Display },
+    NotPinned { line: &'a str, device: &'a str, error: &'a dyn fmt::Display },
     Draining { why: &'a str, limit: Duration },
     DrainLimit { left: usize },
     Stopped { frames: u64 },
@@ -105,6 +106,15 @@ impl Event<'_> {
             }
             Event::DeviceStillDown { line, device, error } => {
                 warn!(line, device, "The GPU is not back yet: {error}.");
+            }
+            Event::NotPinned { line, device, error } => {
+                warn!(
+                    line,
+                    device,
+                    "The memory of the line's frames cannot be pinned, so each frame is copied to the GPU by \
+                     way of the driver's own buffer: {error}. If the limit on locked memory is in the way: \
+                     LimitMEMLOCK=infinity in the unit, or `ulimit -l unlimited`."
+                );
             }
             Event::Draining { why, limit } => {
                 info!("Stopping ({why}): frames in flight have {limit:?} to be judged.");

@@ -1,4 +1,4 @@
-//! Memory that the driver gave: on the device, and pinned on the host.
+//! Memory that the driver gave, on the device and pinned on the host, and memory of others that it pins.
 
 use std::marker::PhantomData;
 use std::ptr::NonNull;
@@ -8,6 +8,7 @@ use bytemuck::Pod;
 use cudarc::driver::{CudaContext, result, sys};
 
 use super::device::{DeviceError, Gpu, call};
+use crate::pages::Pages;
 
 /// A block of device memory.
 #[derive(Debug)]
@@ -89,6 +90,43 @@ impl<T> Drop for Pinned<T> {
         if self.context.bind_to_thread().is_ok() {
             // SAFETY: allocated by `new`, freed once.
             let _ = unsafe { result::free_host(self.data.as_ptr().cast()) };
+        }
+    }
+}
+
+/// Memory of the program's own that is registered with the driver: the device copies from it directly, and
+/// such copies do not hold the caller up. Unregistered when dropped; until then the pages stay mapped.
+#[derive(Debug)]
+pub struct PinnedPages {
+    pages: Arc<Pages>,
+    context: Arc<CudaContext>,
+}
+
+impl Gpu {
+    /// Registers the pages. Whoever copies from them waits for the copy before letting go of this, as for
+    /// the bytes themselves.
+    pub fn pin(&self, pages: &Arc<Pages>) -> Result<PinnedPages, DeviceError> {
+        let context = Arc::clone(self.context());
+        context.bind_to_thread().map_err(call("cuCtxSetCurrent"))?;
+        let (start, bytes) = pages.region();
+        // For every context, not only the one that is current: the memory is the same.
+        let flags = sys::CU_MEMHOSTREGISTER_PORTABLE;
+        // SAFETY: the region is mapped and belongs to `pages`, which the value made here keeps. The driver
+        // reads and writes none of it by itself.
+        unsafe { sys::cuMemHostRegister_v2(start.as_ptr().cast(), bytes, flags) }
+            .result()
+            .map_err(call("cuMemHostRegister"))?;
+        Ok(PinnedPages { pages: Arc::clone(pages), context })
+    }
+}
+
+impl Drop for PinnedPages {
+    fn drop(&mut self) {
+        let (start, _) = self.pages.region();
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: registered by `pin`, unregistered once, and still mapped. It fails after a sticky
+            // error, whose context took the registration with it.
+            let _ = unsafe { sys::cuMemHostUnregister(start.as_ptr().cast()) };
         }
     }
 }

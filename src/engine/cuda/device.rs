@@ -76,6 +76,7 @@ const NEEDED: &[&str] = &[
     "cuMemAlloc_v2",
     "cuMemHostAlloc",
     "cuMemHostRegister_v2",
+    "cuMemHostUnregister",
     "cuModuleLoadData",
     "cuStreamBeginCapture_v2",
     "cuGraphInstantiateWithFlags",

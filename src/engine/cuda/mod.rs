@@ -39,6 +39,7 @@ pub mod storage;
 mod tests;
 pub mod traffic;
 
+pub use buffer::PinnedPages;
 pub use device::{DeviceError, Gpu, Priority};
 pub use lower::lower;
 pub use program::Program;

@@ -219,6 +219,10 @@ fn conclude(s: &mut State, ticket: &Ticket, result: Result<Option<String>, Fault
                     context.release(address);
                 }
             }
+            if let (Work::Upload { from, bytes, .. }, Some(path)) = (&ticket.work, &s.settings.copies) {
+                let pinned = matches!(from, Host::Pinned { .. });
+                append(path, "GPUSIM_COPIES", &format!("{{\"pinned\":{pinned},\"bytes\":{bytes}}}"));
+            }
             if let Some(line) = counters {
                 s.kernels_run += 1;
                 report(s, line);
@@ -246,16 +250,20 @@ fn conclude(s: &mut State, ticket: &Ticket, result: Result<Option<String>, Fault
 
 fn report(s: &State, line: String) {
     if let Some(path) = &s.settings.counters {
-        let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-        if let Err(e) = file.and_then(|mut f| writeln!(f, "{line}")) {
-            eprintln!("simulated GPU: GPUSIM_COUNTERS: {path}: {e}");
-        }
+        append(path, "GPUSIM_COUNTERS", &line);
     }
     if let Some((listener, data)) = s.listener
         && let Ok(line) = CString::new(line)
     {
         // SAFETY: whoever installed the listener vouches for it and its data until it is taken off.
         unsafe { listener(line.as_ptr(), data as *mut c_void) }
+    }
+}
+
+fn append(path: &str, key: &str, line: &str) {
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    if let Err(e) = file.and_then(|mut f| writeln!(f, "{line}")) {
+        eprintln!("simulated GPU: {key}: {path}: {e}");
     }
 }
 

@@ -8,6 +8,7 @@
 //! | `GPUSIM_MEMORY` | device memory, bytes | 4 GiB |
 //! | `GPUSIM_FAIL` | what fails, see [`super::inject`] | nothing |
 //! | `GPUSIM_COUNTERS` | a file that gets one line of JSON per kernel run | none |
+//! | `GPUSIM_COPIES` | a file that gets one line of JSON per copy from the host that was run | none |
 //! | `GPUSIM_THREADS` | host threads that run blocks | all cores |
 
 use super::inject::Injection;
@@ -27,11 +28,12 @@ pub struct Settings {
     pub memory: usize,
     pub fail: Injection,
     pub counters: Option<String>,
+    pub copies: Option<String>,
     pub threads: usize,
 }
 
 /// The environment variables, and the keys of `gpusim_set` once `GPUSIM_` is off.
-const KEYS: [&str; 7] = ["SEED", "ORDER", "CHECK", "MEMORY", "FAIL", "COUNTERS", "THREADS"];
+const KEYS: [&str; 8] = ["SEED", "ORDER", "CHECK", "MEMORY", "FAIL", "COUNTERS", "COPIES", "THREADS"];
 
 impl Default for Settings {
     fn default() -> Self {
@@ -42,6 +44,7 @@ impl Default for Settings {
             memory: 4 << 30,
             fail: Injection::default(),
             counters: None,
+            copies: None,
             threads: std::thread::available_parallelism().map_or(1, |n| n.get()),
         }
     }
@@ -83,6 +86,7 @@ impl Settings {
             "MEMORY" => self.memory = usize::try_from(number()?).unwrap_or(usize::MAX),
             "FAIL" => self.fail = Injection::parse(value)?,
             "COUNTERS" => self.counters = Some(value.to_owned()).filter(|v| !v.is_empty()),
+            "COPIES" => self.copies = Some(value.to_owned()).filter(|v| !v.is_empty()),
             "THREADS" => self.threads = number()?.clamp(1, 256) as usize,
             _ => return Err(format!("'{key}' is none of {}", KEYS.join(", "))),
         }
