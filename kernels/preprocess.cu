@@ -5,7 +5,8 @@
 //   out[y][x][c] = a_c * sum_t wy[y][t] * ( sum_s wx[x][s] * rgb_c(x0[x] + s, y0[y] + t) ) + b_c
 //
 // The plain twin is src/imaging/preprocess.rs, which is the definition: triangle filter with PIL's
-// windows (resize.rs), BT.601 limited range in 16-bit fixed point with replicated chroma (yuv.rs).
+// windows (resize.rs), BT.601 limited range in 16-bit fixed point with replicated chroma (yuv.rs), Bayer
+// mosaics by bilinear means in integers, mirrored at the frame's border (bayer.rs).
 //
 // Shapes    planes     u8, rows of `pitch` bytes; chroma of NV12 and I420 at half width and height
 //           y0, wy     [out_height], [out_height][taps_y]: first row of each window, and its weights
@@ -25,7 +26,9 @@
 //
 // Cost      read 2 B per source sample (the second time from L2), written 2 * channels B per output;
 //           FLOPs per output 2 * 3 * (taps_x + scale_x * taps_y). 1080p NV12 to 256 x 256: 3.1 MB from
-//           DRAM and 0.4 MB to it, 12 MFLOP: bound by memory everywhere.
+//           DRAM and 0.4 MB to it, 12 MFLOP: bound by memory everywhere. Bayer asks for three bytes a
+//           sample, itself and its neighbours left and right, two of them from L1: the thread walks
+//           down its column and keeps the rows above, so those are read once.
 
 #include "common.cuh"
 
@@ -39,6 +42,10 @@ struct Frame {
     long long pitch2;
     int x;  // the region, pixels of the frame
     int y;
+    int width;  // the frame, and red's place in each 2 x 2: Bayer alone asks
+    int height;
+    int red_x;
+    int red_y;
 };
 
 struct Resize {
@@ -79,8 +86,20 @@ __device__ __forceinline__ Rgb bt601(int y, int u, int v) {
             clamp((luma + blue + 16) >> 5, 0, 255)};
 }
 
+// One column from a row on downwards, for formats whose pixels know nothing of each other.
+template <class Format>
+struct Independent {
+    const Frame& f;
+    const int x;
+    int y;
+    __device__ __forceinline__ Independent(const Frame& frame, int column, int row)
+        : f(frame), x(column), y(row) {}
+    __device__ __forceinline__ Rgb next() { return Format::at(f, x, y++); }
+};
+
 struct Gray8 {
     static constexpr int COLOURS = 1;
+    using Column = Independent<Gray8>;
     static __device__ __forceinline__ Rgb at(const Frame& f, int x, int y) {
         const int v = f.plane0[y * f.pitch0 + x];
         return {v, v, v};
@@ -90,6 +109,7 @@ struct Gray8 {
 template <int STRIDE, int R, int B>
 struct Packed {
     static constexpr int COLOURS = 3;
+    using Column = Independent<Packed>;
     static __device__ __forceinline__ Rgb at(const Frame& f, int x, int y) {
         const u8* p = f.plane0 + y * f.pitch0 + x * STRIDE;
         return {p[R], p[1], p[B]};
@@ -98,6 +118,7 @@ struct Packed {
 
 struct Nv12 {
     static constexpr int COLOURS = 3;
+    using Column = Independent<Nv12>;
     static __device__ __forceinline__ Rgb at(const Frame& f, int x, int y) {
         const u8* uv = f.plane1 + (y >> 1) * f.pitch1 + (x & ~1);
         return bt601(f.plane0[y * f.pitch0 + x], uv[0], uv[1]);
@@ -106,6 +127,7 @@ struct Nv12 {
 
 struct I420 {
     static constexpr int COLOURS = 3;
+    using Column = Independent<I420>;
     static __device__ __forceinline__ Rgb at(const Frame& f, int x, int y) {
         return bt601(f.plane0[y * f.pitch0 + x], f.plane1[(y >> 1) * f.pitch1 + (x >> 1)],
                      f.plane2[(y >> 1) * f.pitch2 + (x >> 1)]);
@@ -114,11 +136,63 @@ struct I420 {
 
 struct Yuy2 {
     static constexpr int COLOURS = 3;
+    using Column = Independent<Yuy2>;
     static __device__ __forceinline__ Rgb at(const Frame& f, int x, int y) {
         const u8* row = f.plane0 + y * f.pitch0;
         const u8* pair = row + (x >> 1) * 4;
         return bt601(row[x * 2], pair[1], pair[3]);
     }
+};
+
+struct Bayer {
+    static constexpr int COLOURS = 3;
+
+    // Three samples of one row around the column.
+    struct Samples {
+        int w, c, e;
+    };
+
+    struct Column {
+        const Frame& f;
+        const bool red_column;
+        int x, y;
+        int west, east;
+        Samples above, here;
+
+        // The neighbour of i at i + step, mirrored at 0 and n - 1; the only one is its own.
+        static __device__ __forceinline__ int mirror(int i, int step, int n) {
+            const int at = i + step;
+            return at >= 0 && at < n ? at : max(0, min(i - step, n - 1));
+        }
+        __device__ __forceinline__ Samples read(int row) const {
+            const u8* p = f.plane0 + row * f.pitch0;
+            return {p[west], p[x], p[east]};
+        }
+        __device__ __forceinline__ Column(const Frame& frame, int column, int row)
+            : f(frame), red_column((column & 1) == frame.red_x), x(column), y(row) {
+            west = mirror(x, -1, f.width);
+            east = mirror(x, 1, f.width);
+            above = read(mirror(y, -1, f.height));
+            here = read(y);
+        }
+        __device__ __forceinline__ Rgb next() {
+            const Samples below = read(mirror(y, 1, f.height));
+            const int own = here.c;
+            const int row = (here.w + here.e + 1) >> 1;
+            const int column = (above.c + below.c + 1) >> 1;
+            const int cross = (here.w + here.e + above.c + below.c + 2) >> 2;
+            const int corners = (above.w + above.e + below.w + below.e + 2) >> 2;
+            const bool red_row = (y & 1) == f.red_y;
+            // Neighbouring lanes differ in red_column, so all means are made and one is chosen.
+            const int red = red_column ? (red_row ? own : column) : (red_row ? row : corners);
+            const int green = red_column == red_row ? cross : own;
+            const int blue = red_column ? (red_row ? corners : row) : (red_row ? column : own);
+            above = here;
+            here = below;
+            ++y;
+            return {red, green, blue};
+        }
+    };
 };
 
 // ------------------------------------------------------------------------------------------------
@@ -150,8 +224,9 @@ __device__ __forceinline__ void preprocess(const Frame& frame, const Resize& res
         const int width = min(CHUNK, end - chunk);
         for (int i = threadIdx.x; i < width; i += BLOCK) {
             float r = 0.f, g = 0.f, b = 0.f;
+            typename Format::Column column(frame, frame.x + chunk + i, row0);
             for (int t = 0; t < resize.taps_y; ++t) {
-                const Rgb p = Format::at(frame, frame.x + chunk + i, row0 + t);
+                const Rgb p = column.next();
                 const float w = wy[t];
                 r += w * p.r;
                 if (Format::COLOURS == 3) {
@@ -202,3 +277,4 @@ PREPROCESS(preprocess_bgrx, PackedBgrx)
 PREPROCESS(preprocess_nv12, Nv12)
 PREPROCESS(preprocess_i420, I420)
 PREPROCESS(preprocess_yuy2, Yuy2)
+PREPROCESS(preprocess_bayer, Bayer)

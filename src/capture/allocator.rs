@@ -12,6 +12,7 @@ use gst::prelude::*;
 use gstreamer as gst;
 use gstreamer_video as gst_video;
 
+use super::layout::Stream;
 use super::slots::SlotPool;
 use super::stats::CaptureStats;
 
@@ -161,10 +162,10 @@ impl CameraMemory {
 /// The pools that one pipeline was offered. A streaming thread that waits in one of them for a buffer
 /// would keep the pipeline from stopping, so they are flushed first.
 #[derive(Clone, Debug, Default)]
-pub(super) struct OfferedPools(Arc<Mutex<Vec<glib::WeakRef<gst_video::VideoBufferPool>>>>);
+pub(super) struct OfferedPools(Arc<Mutex<Vec<glib::WeakRef<gst::BufferPool>>>>);
 
 impl OfferedPools {
-    fn push(&self, pool: &gst_video::VideoBufferPool) {
+    fn push(&self, pool: &gst::BufferPool) {
         let mut pools = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         pools.retain(|pool| pool.upgrade().is_some());
         pools.push(pool.downgrade());
@@ -194,9 +195,9 @@ pub(super) fn offer_slots(pad: &gst::Pad, memory: Arc<CameraMemory>, offered: Of
 fn answer(query: &mut gst::query::Allocation, memory: &CameraMemory, offered: &OfferedPools) -> Option<()> {
     let (caps, _need_pool) = query.get_owned();
     let caps = caps?;
-    let info = gst_video::VideoInfo::from_caps(&caps).ok()?;
-    let size = u32::try_from(info.size()).ok()?;
-    let (_, allocator) = match memory.for_frames(info.size()) {
+    let stream = Stream::of_caps(&caps)?;
+    let size = u32::try_from(stream.bytes).ok()?;
+    let (_, allocator) = match memory.for_frames(stream.bytes) {
         Ok(found) => found,
         Err(error) => {
             tracing::error!(%error, bytes = size, "There is no memory for the frames of this size.");
@@ -207,16 +208,23 @@ fn answer(query: &mut gst::query::Allocation, memory: &CameraMemory, offered: &O
     query.add_allocation_param(Some(&allocator), params());
 
     let max = u32::try_from(memory.upstream_max()).ok()?;
-    let pool = gst_video::VideoBufferPool::new();
+    let pool: gst::BufferPool = match stream.is_raw_video() {
+        true => gst_video::VideoBufferPool::new().upcast(),
+        false => gst::BufferPool::new(),
+    };
     let mut config = pool.config();
     config.set_params(Some(&caps), size, POOL_MIN.min(max), max);
     config.set_allocator(Some(&allocator), Some(&params()));
-    config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_META.as_str());
+    if stream.is_raw_video() {
+        config.add_option(gst_video::BUFFER_POOL_OPTION_VIDEO_META.as_str());
+    }
     if pool.set_config(config).is_ok() {
         offered.push(&pool);
         query.add_allocation_pool(Some(&pool), size, POOL_MIN.min(max), max);
     }
-    // Rows and planes may be padded as upstream likes: we read strides from the meta.
-    query.add_allocation_meta::<gst_video::VideoMeta>(None);
+    if stream.is_raw_video() {
+        // Rows and planes may be padded as upstream likes: we read strides from the meta.
+        query.add_allocation_meta::<gst_video::VideoMeta>(None);
+    }
     Some(())
 }

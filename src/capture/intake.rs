@@ -6,13 +6,12 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender, TrySendError};
 use gstreamer as gst;
-use gstreamer_video as gst_video;
 
 use super::allocator::CameraMemory;
 use super::clock::Clock;
 use super::config::DropPolicy;
 use super::frame::{Frame, Storage};
-use super::layout::Layout;
+use super::layout::{Layout, Stream};
 use super::slots::{Slot, SlotPool};
 use super::stats::{CaptureStats, DropReason};
 
@@ -47,9 +46,7 @@ pub(super) struct Intake {
 /// What follows from the stream's caps; made anew when they change.
 struct Geometry {
     caps: gst::Caps,
-    info: gst_video::VideoInfo,
-    /// GStreamer's own layout, which copies get.
-    layout: Layout,
+    stream: Stream,
     pool: Arc<SlotPool>,
 }
 
@@ -115,10 +112,7 @@ impl Intake {
         }
 
         let pts = buffer.pts().map(|pts| Duration::from_nanos(pts.nseconds()));
-        let source = match buffer.meta::<gst_video::VideoMeta>() {
-            Some(meta) => Layout::of_meta(&geometry.info, &meta).ok_or(DropReason::Unsupported)?,
-            None => geometry.layout,
-        };
+        let source = geometry.stream.layout_of(&buffer).ok_or(DropReason::Unsupported)?;
         let buffer = buffer.into_mapped_buffer_readable().map_err(|_| DropReason::Corrupt)?;
         if !source.fits(buffer.len()) {
             return Err(DropReason::Corrupt);
@@ -128,10 +122,11 @@ impl Intake {
             return Ok((Storage::InPlace(buffer, pages), source, pts));
         }
         let mut slot = self.free_slot(geometry, run).ok_or_else(|| self.no_slot_reason(run))?;
-        if !source.copy_to(buffer.as_slice(), &geometry.layout, slot.bytes_mut()) {
+        let target = geometry.stream.layout;
+        if !source.copy_to(buffer.as_slice(), &target, slot.bytes_mut()) {
             return Err(DropReason::Corrupt);
         }
-        Ok((Storage::Copied(slot), geometry.layout, pts))
+        Ok((Storage::Copied(slot), target, pts))
     }
 
     /// Sets up for `caps` when they are new.
@@ -141,26 +136,26 @@ impl Intake {
             return Ok(());
         }
         let before = self.geometry.take();
-        let info = gst_video::VideoInfo::from_caps(&caps).map_err(|_| DropReason::Unsupported)?;
-        let layout = Layout::of_info(&info).ok_or_else(|| {
+        let stream = Stream::of_caps(&caps).ok_or_else(|| {
             tracing::error!(camera = self.camera, %caps, "The source's format or size cannot be handed on.");
             DropReason::Unsupported
         })?;
-        let pool = self.memory.pool_for(info.size()).map_err(|error| {
-            tracing::error!(camera = self.camera, %error, bytes = info.size(), "There is no memory for frames.");
+        let (layout, bytes) = (stream.layout, stream.bytes);
+        let pool = self.memory.pool_for(bytes).map_err(|error| {
+            tracing::error!(camera = self.camera, %error, bytes, "There is no memory for frames.");
             DropReason::NoSlot
         })?;
-        if before.is_some_and(|before| !before.layout.same_picture(&layout)) {
+        if before.is_some_and(|before| !before.stream.layout.same_picture(&layout)) {
             self.stats.caps_changes.fetch_add(1, Relaxed);
         }
         let (format, width, height) = (layout.format.name(), layout.width, layout.height);
         tracing::info!(camera = self.camera, format, width, height, "The camera's format is set.");
-        self.geometry = Some(Geometry { caps, info, layout, pool });
+        self.geometry = Some(Geometry { caps, stream, pool });
         Ok(())
     }
 
     fn free_slot(&self, geometry: &Geometry, run: &Run) -> Option<Slot> {
-        let bytes = geometry.info.size();
+        let bytes = geometry.stream.bytes;
         match self.policy {
             DropPolicy::DropOldest => {
                 // The frame that will have to make room in the queue may as well give up its slot now.
@@ -249,6 +244,7 @@ mod tests {
     use super::*;
     use crate::capture::SystemClock;
     use crossbeam_channel::bounded;
+    use gstreamer_video as gst_video;
 
     struct Bench {
         intake: Intake,

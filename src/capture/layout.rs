@@ -1,12 +1,73 @@
 //! Where a frame's planes lie in its memory. Strides and offsets come from the buffer's video meta and
 //! are checked once here, so that a view can never reach outside.
 
+use gstreamer as gst;
 use gstreamer_video as gst_video;
 
 use crate::imaging::{FrameView, PixelFormat, Plane};
 
+/// The caps of Bayer cameras, which GStreamer does not count as raw video: its own tools for raw video know
+/// neither their size nor their planes.
+pub(super) const BAYER: &str = "video/x-bayer";
+
+/// Everything that we hand on, as caps.
+pub(super) fn accepted_caps() -> gst::Caps {
+    let raw = PixelFormat::ALL.iter().filter_map(|f| f.name().parse::<gst_video::VideoFormat>().ok());
+    let mut caps = gst_video::VideoCapsBuilder::new().format_list(raw).build();
+    caps.merge(bayer_caps());
+    caps
+}
+
+/// All mosaics, as caps.
+pub(super) fn bayer_caps() -> gst::Caps {
+    let mosaics = PixelFormat::ALL.iter().filter(|f| matches!(f, PixelFormat::Bayer(_))).map(|f| f.name());
+    gst::Caps::builder(BAYER).field("format", gst::List::new(mosaics)).build()
+}
+
+/// What a stream's caps say of its frames.
+#[derive(Debug)]
+pub(super) struct Stream {
+    /// Where planes lie if nobody says otherwise; copies get it.
+    pub layout: Layout,
+    /// Bytes of a frame so laid out.
+    pub bytes: usize,
+    /// `None` for Bayer.
+    info: Option<gst_video::VideoInfo>,
+}
+
+impl Stream {
+    /// `None` for formats and sizes that we do not hand on.
+    pub(super) fn of_caps(caps: &gst::CapsRef) -> Option<Self> {
+        let fields = caps.structure(0)?;
+        if fields.name() != BAYER {
+            let info = gst_video::VideoInfo::from_caps(&caps.to_owned()).ok()?;
+            return Some(Stream { layout: Layout::of_info(&info)?, bytes: info.size(), info: Some(info) });
+        }
+        let format = PixelFormat::from_name(fields.get::<&str>("format").ok()?)?;
+        let side = |name| fields.get::<i32>(name).ok().and_then(|side| usize::try_from(side).ok());
+        let (width, height) = (side("width")?, side("height")?);
+        // As bayer2rgb and the sources have it.
+        let stride = width.checked_next_multiple_of(4)?;
+        let layout = Layout::new(format, (width, height), &[0], &[i32::try_from(stride).ok()?])?;
+        Some(Stream { layout, bytes: stride * height, info: None })
+    }
+
+    /// Where the planes of a buffer lie; `None` where its meta contradicts the caps.
+    pub(super) fn layout_of(&self, buffer: &gst::BufferRef) -> Option<Layout> {
+        match (&self.info, buffer.meta::<gst_video::VideoMeta>()) {
+            (Some(info), Some(meta)) => Layout::of_meta(info, &meta),
+            _ => Some(self.layout),
+        }
+    }
+
+    /// Whether GStreamer's pools for raw video take it.
+    pub(super) fn is_raw_video(&self) -> bool {
+        self.info.is_some()
+    }
+}
+
 /// The format in our terms; `None` for the formats we do not hand on.
-pub(super) fn pixel_format(format: gst_video::VideoFormat) -> Option<PixelFormat> {
+fn pixel_format(format: gst_video::VideoFormat) -> Option<PixelFormat> {
     Some(match format {
         gst_video::VideoFormat::Gray8 => PixelFormat::Gray8,
         gst_video::VideoFormat::Rgb => PixelFormat::Rgb,
@@ -23,7 +84,7 @@ pub(super) fn pixel_format(format: gst_video::VideoFormat) -> Option<PixelFormat
 fn plane_size(format: PixelFormat, width: usize, height: usize, plane: usize) -> (usize, usize) {
     let (half_width, half_height) = (width.div_ceil(2), height.div_ceil(2));
     match (format, plane) {
-        (PixelFormat::Gray8, _) => (width, height),
+        (PixelFormat::Gray8 | PixelFormat::Bayer(_), _) => (width, height),
         (PixelFormat::Rgb | PixelFormat::Bgr, _) => (width * 3, height),
         (PixelFormat::Bgrx, _) => (width * 4, height),
         (PixelFormat::Yuy2, _) => (half_width * 4, height),
@@ -89,13 +150,13 @@ impl Layout {
     }
 
     /// GStreamer's own layout for these caps.
-    pub(super) fn of_info(info: &gst_video::VideoInfo) -> Option<Self> {
+    fn of_info(info: &gst_video::VideoInfo) -> Option<Self> {
         let size = (info.width() as usize, info.height() as usize);
         Self::new(pixel_format(info.format())?, size, info.offset(), info.stride())
     }
 
     /// The layout that the meta of a buffer with these caps states.
-    pub(super) fn of_meta(info: &gst_video::VideoInfo, meta: &gst_video::VideoMeta) -> Option<Self> {
+    fn of_meta(info: &gst_video::VideoInfo, meta: &gst_video::VideoMeta) -> Option<Self> {
         if meta.format() != info.format() || meta.width() != info.width() || meta.height() != info.height() {
             return None;
         }
@@ -154,8 +215,11 @@ impl Layout {
 mod tests {
     use super::*;
 
-    fn info(format: gst_video::VideoFormat, width: u32, height: u32) -> gst_video::VideoInfo {
-        gst_video::VideoInfo::builder(format, width, height).build().unwrap()
+    fn caps(format: PixelFormat, width: i32, height: i32) -> gst::Caps {
+        let kind = if matches!(format, PixelFormat::Bayer(_)) { BAYER } else { "video/x-raw" };
+        let caps = gst::Caps::builder(kind).field("format", format.name());
+        let rate = gst::Fraction::new(30, 1);
+        caps.field("width", width).field("height", height).field("framerate", rate).build()
     }
 
     #[test]
@@ -163,14 +227,29 @@ mod tests {
         gstreamer::init().unwrap();
         for format in PixelFormat::ALL {
             for (width, height) in [(1, 1), (2, 2), (3, 5), (321, 241), (640, 480)] {
-                let info = info(format.name().parse().unwrap(), width, height);
-                let layout = Layout::of_info(&info).unwrap();
-                assert!(layout.fits(info.size()), "{} {width}x{height}", format.name());
+                let Stream { layout, bytes, .. } = Stream::of_caps(&caps(format, width, height)).unwrap();
+                assert!(layout.fits(bytes), "{} {width}x{height}", format.name());
                 let last = layout.spans().last().unwrap();
                 let end = last.offset + last.bytes();
                 assert!(!layout.fits(end - 1), "{} {width}x{height}", format.name());
             }
         }
+    }
+
+    #[test]
+    fn caps_that_are_no_picture_of_ours_are_refused() {
+        gstreamer::init().unwrap();
+        let bayer = PixelFormat::from_name("gbrg").unwrap();
+        assert_eq!(Stream::of_caps(&caps(bayer, 5, 3)).unwrap().layout.spans()[0].stride, 8);
+        for (width, height) in [(0, 3), (5, 0), (-5, 3), (5, i32::MAX)] {
+            assert!(Stream::of_caps(&caps(bayer, width, height)).is_none(), "{width}×{height}");
+        }
+        for text in
+            ["video/x-bayer,format=rggb", "video/x-bayer,format=rggb16le,width=4,height=4", "image/png"]
+        {
+            assert!(Stream::of_caps(&text.parse::<gst::Caps>().unwrap()).is_none(), "{text}");
+        }
+        assert!(Stream::of_caps(&gst::Caps::new_empty()).is_none());
     }
 
     #[test]

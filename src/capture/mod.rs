@@ -6,7 +6,7 @@
 //!
 //! | constraint | value |
 //! |---|---|
-//! | formats handed on | GRAY8, RGB, BGR, BGRx, NV12, I420, YUY2 ([`PixelFormat`](crate::imaging::PixelFormat)) |
+//! | formats handed on | GRAY8, RGB, BGR, BGRx, NV12, I420, YUY2; Bayer of 8 bits: rggb, grbg, gbrg, bggr ([`PixelFormat`](crate::imaging::PixelFormat)) |
 //! | memory for frames | `slots` × the frame's bytes rounded up to pages, mapped once per frame size, never grown |
 //! | queue to the consumer | `queue` frames, full: [`DropPolicy`] |
 //! | restart after a fault | 0.2 s, doubled up to 5 s, back to 0.2 s after 3 s of frames |

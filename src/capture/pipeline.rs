@@ -1,7 +1,8 @@
 //! A fragment made a pipeline: `fragment ! videoconvert ! appsink`.
 //!
-//! The converter is always there. Where the source can make one of our formats it passes buffers and
-//! ALLOCATION queries through untouched; where it cannot, it converts into our slots.
+//! Where the source can make one of our formats the converter passes buffers and ALLOCATION queries through
+//! untouched; where it cannot, it converts into our slots. It takes raw video alone, which Bayer mosaics are
+//! not: a fragment that can end in nothing else is linked to the sink by itself.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,14 +10,13 @@ use std::time::Duration;
 use gst::prelude::*;
 use gstreamer as gst;
 use gstreamer_app::{AppSink, AppSinkCallbacks};
-use gstreamer_video as gst_video;
 
 use super::allocator::{CameraMemory, OfferedPools, offer_slots};
 use super::config::{CameraConfig, DropPolicy};
 use super::error::CaptureError;
 use super::intake::{Intake, Run, callback};
+use super::layout::{accepted_caps, bayer_caps};
 use super::packages;
-use crate::imaging::PixelFormat;
 
 const SINK: &str = "inspectd_sink";
 
@@ -62,9 +62,16 @@ impl Pipeline {
             return Err(bad("it contains a NUL character", "Remove it"));
         }
 
-        let description = format!("{fragment} ! videoconvert name=inspectd_convert ! appsink name={SINK}");
         let mut context = gst::ParseContext::new();
-        let parsed = gst::parse::launch_full(&description, Some(&mut context), gst::ParseFlags::FATAL_ERRORS);
+        let mut parse = |description: &str| {
+            gst::parse::launch_full(description, Some(&mut context), gst::ParseFlags::FATAL_ERRORS)
+        };
+        let parsed = parse(&format!("{fragment} ! videoconvert ! appsink name={SINK}")).or_else(|error| {
+            let unlinked = error.kind::<gst::ParseError>() == Some(gst::ParseError::Link);
+            let only = format!("capsfilter caps=\"{}\"", bayer_caps());
+            let direct = unlinked.then(|| parse(&format!("{fragment} ! {only} ! appsink name={SINK}")));
+            direct.and_then(Result::ok).ok_or(error)
+        });
         let element = parsed.map_err(|error| {
             // The context also lists elements that are there but were given a wrong property.
             let is_missing = error.kind::<gst::ParseError>() == Some(gst::ParseError::NoSuchElement);
@@ -158,8 +165,7 @@ impl Drop for Pipeline {
 }
 
 fn configure_sink(sink: &AppSink, config: &CameraConfig) {
-    let formats = PixelFormat::ALL.iter().filter_map(|f| f.name().parse::<gst_video::VideoFormat>().ok());
-    sink.set_caps(Some(&gst_video::VideoCapsBuilder::new().format_list(formats).build()));
+    sink.set_caps(Some(&accepted_caps()));
     // Our callback takes each frame at once, so the sink's own queue, whose drops are invisible, never
     // holds more than the one being handed over.
     sink.set_max_buffers(2);
@@ -171,7 +177,9 @@ fn configure_sink(sink: &AppSink, config: &CameraConfig) {
 }
 
 const LINK_HINT: &str = "The source must end in raw video: compressed pictures need a decoder (`! jpegdec`, \
-                         `! pngdec`, `! decodebin`), Bayer cameras `! bayer2rgb`, and a sink must not be there";
+                         `! pngdec`, `! decodebin`), a Bayer camera that can do other formats too is told so \
+                         (`! video/x-bayer,format=rggb`; of 8 bits, for others `! bayer2rgb`), and a sink must not \
+                         be there";
 
 fn hint_for_parse_error(error: &gst::glib::Error) -> &'static str {
     match error.kind::<gst::ParseError>() {

@@ -69,9 +69,10 @@ fn every_format_arrives_with_the_right_pixels_at_an_odd_size() {
     let (width, height) = (321, 241);
     for format in PixelFormat::ALL {
         let name = format.name();
+        let kind = if matches!(format, PixelFormat::Bayer(_)) { "bayer" } else { "raw" };
         let camera = start(config(&format!(
             "videotestsrc num-buffers=2 pattern=solid-color foreground-color=0xff20c040 \
-             ! video/x-raw,format={name},width={width},height={height}"
+             ! video/x-{kind},format={name},width={width},height={height}"
         )));
         for sequence in 0..2 {
             let frame = next(&camera);
@@ -88,7 +89,17 @@ fn every_format_arrives_with_the_right_pixels_at_an_odd_size() {
                 }
                 // The last pair's second Y is outside the picture: only whole pairs are compared.
                 PixelFormat::Yuy2 => vec![(640, 241, vec![yuv[0], yuv[1], yuv[0], yuv[2]])],
+                PixelFormat::Bayer(_) => vec![],
             };
+            if let PixelFormat::Bayer(mosaic) = format {
+                let red = mosaic.red();
+                let plane = frame.view().planes[0];
+                for (x, y) in (0..width).flat_map(|x| (0..height).map(move |y| (x, y))) {
+                    let colour = usize::from(x % 2 != red.0) + usize::from(y % 2 != red.1);
+                    assert_eq!(plane.data[y * plane.stride + x], rgb[colour], "{name} at {x}, {y}");
+                }
+                assert_eq!(frame.view().rgb_at(width - 1, height - 1), rgb, "{name}");
+            }
             for (plane, (row_bytes, count, expected)) in planes.into_iter().enumerate() {
                 let bytes = rows(&frame, plane, row_bytes, count);
                 let off = bytes.iter().zip(expected.iter().cycle()).map(|(a, b)| a.abs_diff(*b)).max();
@@ -118,6 +129,22 @@ fn a_source_that_takes_our_pool_writes_straight_into_slots_that_never_grow_in_nu
     assert_eq!(pool.pages().region(), region);
     camera.stop(PATIENCE).unwrap();
     assert_eq!(pool.free_slots(), 8);
+}
+
+#[test]
+fn a_bayer_source_writes_straight_into_slots_or_is_copied_once() {
+    for (tail, counted) in [("", (20, 0)), (" ! identity drop-allocation=true", (0, 20))] {
+        let camera = start(config(&format!(
+            "videotestsrc num-buffers=20 ! video/x-bayer,format=gbrg,width=33,height=17{tail}"
+        )));
+        assert_eq!(drain(&camera).len(), 20);
+        let ledger = camera.stats().ledger();
+        assert_eq!((ledger.zero_copy, ledger.copied), counted, "{tail}");
+        camera.stop(PATIENCE).unwrap();
+    }
+    // The first mosaic that the source has is taken where none is named.
+    let camera = start(config("videotestsrc num-buffers=1 ! video/x-bayer"));
+    assert!(matches!(next(&camera).format(), PixelFormat::Bayer(_)));
 }
 
 #[test]
@@ -381,7 +408,8 @@ fn bad_sources_are_refused_with_what_to_type() {
         ("videotestsr", "Did you mean `videotestsrc`?"),
         ("nosuchsource device=1", "gst-inspect-1.0"),
         ("videotestsrc ! fakesink", "must end in raw video"),
-        ("videotestsrc ! video/x-bayer", "bayer2rgb"),
+        ("videotestsrc ! video/x-bayer,format=rggb10le", "bayer2rgb"),
+        ("videotestsrc ! jpegenc", "jpegdec"),
         ("videotestsrc (", "gst-launch-1.0"),
         ("a\0b", "NUL"),
     ] {
@@ -393,6 +421,7 @@ fn bad_sources_are_refused_with_what_to_type() {
         assert!(check_fragment("test", fragment).unwrap_err().to_string().contains(expected));
     }
     check_fragment("test", "videotestsrc is-live=true ! video/x-raw,format=GRAY8").unwrap();
+    check_fragment("test", "videotestsrc ! video/x-bayer,format=rggb").unwrap();
 }
 
 #[test]

@@ -213,7 +213,8 @@ pub static KEYS: &[Key] = &[
         .example("\"v4l2src device=/dev/video0 ! video/x-raw,width=1280,height=720,framerate=30/1\"")
         .text(
             "The camera, as given to gst-launch-1.0 but without a sink. Raw video in GRAY8, RGB, BGR, BGRx, \
-             NV12, I420 or YUY2 is taken as it is; anything else that is raw is converted.",
+             NV12, I420 or YUY2 is taken as it is, and so are Bayer mosaics of 8 bits if they are asked for \
+             (`! video/x-bayer,format=rggb`, or grbg, gbrg, bggr); anything else that is raw is converted.",
         ),
     key(Line, "roi", Kind::Rect, Absent, Reload::Line).unit("pixels").example("[320, 40, 640, 640]").text(
         "Region of interest in the frame: [x, y, width, height]. If absent, the whole frame. The model \

@@ -1,6 +1,7 @@
 //! Pixels: formats, files, the one definition of how a picture becomes a network's input, and the
 //! pictures made from a heatmap. Knows nothing of networks, cameras or config.
 
+pub mod bayer;
 mod error;
 pub mod files;
 pub mod heatmap;
@@ -9,6 +10,7 @@ pub mod preprocess;
 pub mod resize;
 pub mod yuv;
 
+pub use bayer::Mosaic;
 pub use error::ImagingError;
 pub use files::{RgbImage, list_images, read_image};
 pub use heatmap::Heatmap;

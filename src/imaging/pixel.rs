@@ -1,5 +1,6 @@
 //! Pixel formats and borrowed views of frames.
 
+use super::bayer::{self, Mosaic};
 use super::error::ImagingError;
 use super::yuv;
 
@@ -20,10 +21,12 @@ pub enum PixelFormat {
     I420,
     /// One plane, Y0 U Y1 V bytes per two pixels (4:2:2).
     Yuy2,
+    /// One plane, one byte per pixel, whose colour depends on its place.
+    Bayer(Mosaic),
 }
 
 impl PixelFormat {
-    pub const ALL: [PixelFormat; 7] = [
+    pub const ALL: [PixelFormat; 11] = [
         PixelFormat::Gray8,
         PixelFormat::Rgb,
         PixelFormat::Bgr,
@@ -31,6 +34,10 @@ impl PixelFormat {
         PixelFormat::Nv12,
         PixelFormat::I420,
         PixelFormat::Yuy2,
+        PixelFormat::Bayer(Mosaic::Rggb),
+        PixelFormat::Bayer(Mosaic::Grbg),
+        PixelFormat::Bayer(Mosaic::Gbrg),
+        PixelFormat::Bayer(Mosaic::Bggr),
     ];
 
     /// The name used in GStreamer caps, in the config and in the kernels.
@@ -43,6 +50,10 @@ impl PixelFormat {
             PixelFormat::Nv12 => "NV12",
             PixelFormat::I420 => "I420",
             PixelFormat::Yuy2 => "YUY2",
+            PixelFormat::Bayer(Mosaic::Rggb) => "rggb",
+            PixelFormat::Bayer(Mosaic::Grbg) => "grbg",
+            PixelFormat::Bayer(Mosaic::Gbrg) => "gbrg",
+            PixelFormat::Bayer(Mosaic::Bggr) => "bggr",
         }
     }
 
@@ -66,7 +77,9 @@ impl PixelFormat {
         match (self, plane) {
             (PixelFormat::Nv12, 1) => (2 * half_width, half_height),
             (PixelFormat::I420, 1 | 2) => (half_width, half_height),
-            (PixelFormat::Gray8 | PixelFormat::Nv12 | PixelFormat::I420, 0) => (width, height),
+            (PixelFormat::Gray8 | PixelFormat::Nv12 | PixelFormat::I420 | PixelFormat::Bayer(_), 0) => {
+                (width, height)
+            }
             (PixelFormat::Rgb | PixelFormat::Bgr, 0) => (3 * width, height),
             (PixelFormat::Bgrx, 0) => (4 * width, height),
             (PixelFormat::Yuy2, 0) => (4 * half_width, height),
@@ -152,6 +165,7 @@ impl<'a> FrameView<'a> {
                 let pair = 4 * (x / 2);
                 yuv::to_rgb(luma(2 * x), luma(pair + 1), luma(pair + 3))
             }
+            PixelFormat::Bayer(mosaic) => bayer::to_rgb(*p0, (self.width, self.height), mosaic, x, y),
         }
     }
 }

@@ -4,9 +4,10 @@
 //! any PixelFormat ─▶ region of interest ─▶ 8-bit RGB ─▶ resize ─▶ normalise ─▶ f32, [y][x][rgb]
 //! ```
 //!
-//! 1. **Region.** Only pixels of the region are read; the resize treats its border as the picture's.
+//! 1. **Region.** Only pixels of the region are read (and their neighbours, where the sensor's mosaic makes
+//!    pixels of them); the resize treats its border as the picture's.
 //! 2. **8-bit RGB.** RGB, BGR, BGRx reorder; GRAY8 is replicated; YUV formats by [`super::yuv`], chroma
-//!    replicated. A frame saved as an 8-bit PNG and read back therefore gives the same input.
+//!    replicated; Bayer mosaics by [`super::bayer`], bilinear. A frame saved as an 8-bit PNG and read back therefore gives the same input.
 //! 3. **Resize.** Antialiased triangle filter, [`super::resize`], in f32 without rounding in between:
 //!    within one grey level of `PIL.Image.resize((w, h), BILINEAR)`. The same size is the identity.
 //! 4. **Normalise.** `out = p · a_c + b_c` with `a_c = 1 / (255 σ_c)`, `b_c = −μ_c / σ_c` computed in f64
@@ -16,6 +17,7 @@
 //! multiply-add, so the CPU gives the same bits on every x86-64. A GPU kernel may sum in another order: with
 //! `t` taps per axis the two differ by less than `(t_x + t_y + 4) · 2^-24 · 255` grey levels.
 
+use super::bayer;
 use super::error::ImagingError;
 use super::pixel::{FrameView, PixelFormat, Plane, Roi};
 use super::resize::{Axis, LANES, blend_rows, columns_interleaved, columns_plane};
@@ -51,7 +53,7 @@ pub struct Preprocessor {
     columns: Axis,
     /// One blended row, with room for four channels and the padding of the column filter.
     sums: Vec<f32>,
-    /// The last `rows.taps` rows of the region converted from YUV, planar R G B each.
+    /// The last `rows.taps` rows of the region converted from YUV or Bayer, planar R G B each.
     ring: Vec<u8>,
 }
 
@@ -120,7 +122,14 @@ impl Preprocessor {
             PixelFormat::Rgb => self.interleaved::<3>(frame.planes[0], [0, 1, 2], out),
             PixelFormat::Bgr => self.interleaved::<3>(frame.planes[0], [2, 1, 0], out),
             PixelFormat::Bgrx => self.interleaved::<4>(frame.planes[0], [2, 1, 0], out),
-            PixelFormat::Nv12 | PixelFormat::I420 | PixelFormat::Yuy2 => self.yuv(frame, out),
+            PixelFormat::Nv12 | PixelFormat::I420 | PixelFormat::Yuy2 => self.converted(frame, yuv_row, out),
+            PixelFormat::Bayer(mosaic) => {
+                let size = (frame.width, frame.height);
+                let row = |frame: &FrameView<'_>, y, x, span, rgb: &mut [u8]| {
+                    bayer::row(frame.planes[0], size, mosaic, (x, y), planar(rgb, span));
+                };
+                self.converted(frame, row, out);
+            }
         }
         Ok(())
     }
@@ -162,8 +171,14 @@ impl Preprocessor {
         }
     }
 
-    /// Rows are converted once, as the row filter reaches them, into a ring of `rows.taps` rows.
-    fn yuv(&mut self, frame: &FrameView<'_>, out: &mut [f32]) {
+    /// Rows are converted once, as the row filter reaches them, into a ring of `rows.taps` rows. `convert`
+    /// is given frame, row, first pixel and number of pixels, as [`yuv_row`] is.
+    fn converted(
+        &mut self,
+        frame: &FrameView<'_>,
+        convert: impl Fn(&FrameView<'_>, usize, usize, usize, &mut [u8]),
+        out: &mut [f32],
+    ) {
         let (a, b) = normalisation();
         let (x, span) = even_span(self.roi);
         let skip = self.roi.x - x;
@@ -174,7 +189,7 @@ impl Preprocessor {
             converted = converted.max(first);
             while converted < first + taps {
                 let slot = (converted % taps) * span * 3;
-                yuv_row(frame, self.roi.y + converted, x, span, &mut self.ring[slot..slot + span * 3]);
+                convert(frame, self.roi.y + converted, x, span, &mut self.ring[slot..slot + span * 3]);
                 converted += 1;
             }
             let ring = &self.ring;
@@ -195,11 +210,17 @@ fn even_span(roi: Roi) -> (usize, usize) {
     (x, (roi.x + roi.width - x).next_multiple_of(2))
 }
 
+/// A row's three colours, one behind the other.
+fn planar(rgb: &mut [u8], span: usize) -> [&mut [u8]; 3] {
+    let (r, gb) = rgb.split_at_mut(span);
+    let (g, b) = gb.split_at_mut(span);
+    [r, g, b]
+}
+
 /// Converts row `y`, pixels `x..x + span` (both even) to planar R, G, B. Where the frame's width is odd,
 /// the pixel beyond it repeats the last.
 fn yuv_row(frame: &FrameView<'_>, y: usize, x: usize, span: usize, rgb: &mut [u8]) {
-    let (r, gb) = rgb.split_at_mut(span);
-    let (g, b) = gb.split_at_mut(span);
+    let [r, g, b] = planar(rgb, span);
     let [p0, p1, p2] = frame.planes;
     if frame.format == PixelFormat::Yuy2 {
         let at = y * p0.stride + x * 2;

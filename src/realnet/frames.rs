@@ -98,6 +98,8 @@ impl Frames {
                 let geometry = Geometry {
                     pixels: pixels(frame.format),
                     pitches: key.strides,
+                    width: frame.width,
+                    height: frame.height,
                     x: roi.x,
                     y: roi.y,
                     taps: [rows.taps, columns.taps],
@@ -137,6 +139,10 @@ fn pixels(format: PixelFormat) -> Pixels {
         PixelFormat::Nv12 => Pixels::Nv12,
         PixelFormat::I420 => Pixels::I420,
         PixelFormat::Yuy2 => Pixels::Yuy2,
+        PixelFormat::Bayer(mosaic) => {
+            let (x, y) = mosaic.red();
+            Pixels::Bayer([x as u8, y as u8])
+        }
     }
 }
 
@@ -162,19 +168,12 @@ mod tests {
         let mut on_cpu = program(&Device::from(Threads::new(1)));
         let mut on_gpu = program(&Device::on(gpu()));
         let (mut cpu, mut gpu) = (Frames::default(), Frames::default());
-        let formats = [
-            PixelFormat::Gray8,
-            PixelFormat::Rgb,
-            PixelFormat::Bgr,
-            PixelFormat::Bgrx,
-            PixelFormat::Nv12,
-            PixelFormat::I420,
-            PixelFormat::Yuy2,
-        ];
         let part = Some(Roi { x: 3, y: 5, width: 41, height: 30 });
         // Smaller than the input, larger, and more geometries than are kept.
-        for (width, height, roi) in [(17, 9, None), (65, 50, part), (130, 77, None)] {
-            for format in formats {
+        for (width, height, roi) in
+            [(17, 9, None), (65, 50, part), (130, 77, None), (1, 3, None), (3, 1, None)]
+        {
+            for format in PixelFormat::ALL {
                 let mut random = Stream::new(width as u64, 0, 0, 5).rng();
                 let sizes = [0, 1, 2].map(|plane| format.plane_size(plane, width, height));
                 // Rows with padding behind them.

@@ -17,6 +17,10 @@ struct Frame {
     pitches: [i64; 3],
     x: i32,
     y: i32,
+    width: i32,
+    height: i32,
+    red_x: i32,
+    red_y: i32,
 }
 
 /// `Resize` of preprocess.cu.
@@ -45,6 +49,8 @@ pub enum Pixels {
     Nv12,
     I420,
     Yuy2,
+    /// Red's column and row in each 2×2.
+    Bayer([u8; 2]),
 }
 
 impl Pixels {
@@ -57,6 +63,7 @@ impl Pixels {
             Pixels::Nv12 => "preprocess_nv12",
             Pixels::I420 => "preprocess_i420",
             Pixels::Yuy2 => "preprocess_yuy2",
+            Pixels::Bayer(_) => "preprocess_bayer",
         }
     }
 }
@@ -68,6 +75,9 @@ pub struct Geometry {
     pub pixels: Pixels,
     /// Bytes from one row to the next, per plane.
     pub pitches: [usize; 3],
+    /// Of the frame, pixels.
+    pub width: usize,
+    pub height: usize,
     /// Corner of the region, pixels.
     pub x: usize,
     pub y: usize,
@@ -82,11 +92,19 @@ pub struct Geometry {
 pub fn launch(g: &Geometry, at: &Addresses) -> Launch {
     let plane = |i: usize| at.planes.get(i).copied().unwrap_or(0);
     let table = |i: usize| at.tables.get(i).copied().unwrap_or(0);
+    let red = match g.pixels {
+        Pixels::Bayer(red) => red.map(i32::from),
+        _ => [0; 2],
+    };
     let frame = Frame {
         planes: [plane(0), plane(1), plane(2)],
         pitches: g.pitches.map(|p| p as i64),
         x: g.x as i32,
         y: g.y as i32,
+        width: g.width as i32,
+        height: g.height as i32,
+        red_x: red[0],
+        red_y: red[1],
     };
     let resize = Resize {
         y0: table(0),
