@@ -167,6 +167,11 @@ impl Device {
     pub fn gpu(&self) -> Option<&Gpu> {
         self.gpu.as_ref().map(|(gpu, _)| gpu)
     }
+
+    /// How urgent work on the GPU is.
+    pub fn priority(&self) -> Priority {
+        self.gpu.as_ref().map_or(Priority::Low, |(_, priority)| *priority)
+    }
 }
 
 /// A compiled graph: compile once, fill inputs, run, read outputs, for ever.

@@ -40,95 +40,168 @@ impl Augmentation {
         Augmentation::Rotate,
     ];
 
-    pub fn apply(self, draw: &mut Draw, picture: &mut Picture) {
-        match self {
+    /// Draws what is random about it; `None` where it happens to do nothing.
+    pub fn draw(self, draw: &mut Draw) -> Option<Step> {
+        Some(match self {
             Augmentation::Gamma => {
                 // Even in log γ: darker and lighter are as likely.
                 let tables = [0; 3].map(|_| {
                     let gamma = draw.range(-1.0, 1.0).exp2();
                     table(|v| v.powf(gamma))
                 });
-                by_table(picture, &tables);
+                Step::Tables(Box::new(tables))
             }
             Augmentation::Brightness => {
                 let (factor, offset) = (draw.range(0.8, 1.2), draw.range(-30.0, 30.0) / 255.0);
-                picture.data.iter_mut().for_each(|v| *v = (*v * factor + offset).clamp(0.0, 1.0));
+                Step::Brightness { factor, offset }
             }
-            Augmentation::Sharpness => sharpness(picture, draw.range(-0.7, 1.5)),
+            Augmentation::Sharpness => Step::Sharpness(draw.range(-0.7, 1.5)),
             Augmentation::Colour => {
                 let (hue, saturation) = (draw.range(-50.0, 50.0) / 255.0, draw.range(-50.0, 50.0) / 255.0);
-                picture.pixels_mut().for_each(|p| *p = shift_hue(*p, hue, saturation));
+                Step::Colour { hue, saturation }
             }
             Augmentation::Solarise => {
                 let threshold = draw.range(32.0, 128.0) / 255.0;
-                if draw.chance(0.5) {
-                    let above = |v: &f32| *v >= threshold;
-                    picture.data.iter_mut().filter(|v| above(v)).for_each(|v| *v = 1.0 - *v);
+                if !draw.chance(0.5) {
+                    return None;
                 }
+                Step::Solarise(threshold)
             }
-            Augmentation::Posterise => {
-                let levels = (1 << (2 + draw.below(4))) as f32;
-                picture.data.iter_mut().for_each(|v| *v = (*v * levels).floor().min(levels - 1.0) / levels);
-            }
-            Augmentation::Invert => picture.data.iter_mut().for_each(|v| *v = 1.0 - *v),
-            Augmentation::AutoContrast => auto_contrast(picture),
-            Augmentation::Equalise => equalise(picture),
+            Augmentation::Posterise => Step::Posterise((1 << (2 + draw.below(4))) as f32),
+            Augmentation::Invert => Step::Invert,
+            Augmentation::AutoContrast => Step::Contrast,
+            Augmentation::Equalise => Step::Equalise,
             Augmentation::Rotate => {
                 let angle = draw.range(-45.0f32, 45.0).to_radians();
-                *picture = warped(picture, angle, 1.0, [0.0, 0.0]);
+                Step::Rotate(Warp::new(angle, 1.0, [0.0, 0.0]))
             }
+        })
+    }
+}
+
+/// An augmentation with its random numbers drawn: the rest is arithmetic, on whatever device.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    Tables(Box<[Table; 3]>),
+    Brightness {
+        factor: f32,
+        offset: f32,
+    },
+    /// Positive sharpens by that share of (picture − blurred), negative blurs.
+    Sharpness(f32),
+    /// Both are added.
+    Colour {
+        hue: f32,
+        saturation: f32,
+    },
+    Solarise(f32),
+    /// To so many levels.
+    Posterise(f32),
+    Invert,
+    Contrast,
+    Equalise,
+    Rotate(Warp),
+}
+
+impl Step {
+    pub fn apply(&self, picture: &mut Picture) {
+        match self {
+            Step::Tables(tables) => by_table(picture, tables),
+            Step::Brightness { factor, offset } => {
+                picture.data.iter_mut().for_each(|v| *v = (*v * factor + offset).clamp(0.0, 1.0));
+            }
+            Step::Sharpness(amount) => sharpness(picture, *amount),
+            Step::Colour { hue, saturation } => {
+                picture.pixels_mut().for_each(|p| *p = shift_hue(*p, *hue, *saturation));
+            }
+            Step::Solarise(threshold) => {
+                let above = |v: &f32| *v >= *threshold;
+                picture.data.iter_mut().filter(|v| above(v)).for_each(|v| *v = 1.0 - *v);
+            }
+            Step::Posterise(levels) => {
+                picture.data.iter_mut().for_each(|v| *v = (*v * levels).floor().min(levels - 1.0) / levels);
+            }
+            Step::Invert => picture.data.iter_mut().for_each(|v| *v = 1.0 - *v),
+            Step::Contrast => auto_contrast(picture),
+            Step::Equalise => equalise(picture),
+            Step::Rotate(warp) => *picture = warp.apply(picture),
         }
     }
 }
 
-/// Three of the ten.
-pub fn strong(draw: &mut Draw, picture: &mut Picture) {
+/// Three of the ten, in this order; those that do nothing are left out.
+pub fn strong(draw: &mut Draw) -> Vec<Step> {
     let mut left = Augmentation::ALL.to_vec();
-    for _ in 0..3 {
-        left.swap_remove(draw.below(left.len())).apply(draw, picture);
-    }
+    (0..3).filter_map(|_| left.swap_remove(draw.below(left.len())).draw(draw)).collect()
 }
 
-/// Rolls the picture around its edges, mirrors it half the time each way.
-pub fn rolled(draw: &mut Draw, picture: &Picture) -> Picture {
-    let n = picture.size;
-    let (dx, dy) = (draw.below(n), draw.below(n));
-    let (mirror_x, mirror_y) = (draw.chance(0.5), draw.chance(0.5));
-    let mut out = Picture { size: n, data: Vec::with_capacity(n * n * 3) };
-    for y in 0..n {
-        let from_y = (if mirror_y { n - 1 - y } else { y } + dy) % n;
-        let row = &picture.data[from_y * n * 3..][..n * 3];
-        if mirror_x {
-            for x in 0..n {
-                let from_x = (n - 1 - x + dx) % n;
-                out.data.extend_from_slice(&row[from_x * 3..][..3]);
+/// A picture rolled around its edges, mirrored half the time each way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Roll {
+    /// Along x and y.
+    pub shift: [usize; 2],
+    pub mirror: [bool; 2],
+}
+
+impl Roll {
+    pub fn draw(draw: &mut Draw, size: usize) -> Self {
+        Roll { shift: [draw.below(size), draw.below(size)], mirror: [draw.chance(0.5), draw.chance(0.5)] }
+    }
+
+    pub fn apply(&self, picture: &Picture) -> Picture {
+        let n = picture.size;
+        let Roll { shift: [dx, dy], mirror: [mirror_x, mirror_y] } = *self;
+        let mut out = Picture { size: n, data: Vec::with_capacity(n * n * 3) };
+        for y in 0..n {
+            let from_y = (if mirror_y { n - 1 - y } else { y } + dy) % n;
+            let row = &picture.data[from_y * n * 3..][..n * 3];
+            if mirror_x {
+                for x in 0..n {
+                    let from_x = (n - 1 - x + dx) % n;
+                    out.data.extend_from_slice(&row[from_x * 3..][..3]);
+                }
+            } else {
+                out.data.extend_from_slice(&row[dx * 3..]);
+                out.data.extend_from_slice(&row[..dx * 3]);
             }
-        } else {
-            out.data.extend_from_slice(&row[dx * 3..]);
-            out.data.extend_from_slice(&row[..dx * 3]);
         }
+        out
     }
-    out
 }
 
-/// Rotated about the centre and scaled (above 1: larger), shifted by pixels; edges mirror, so no black
-/// corners give the anomaly away.
-pub fn warped(picture: &Picture, angle: f32, scale: f32, shift: [f32; 2]) -> Picture {
-    let n = picture.size;
-    let centre = (n as f32 - 1.0) / 2.0;
-    let (sin, cos) = angle.sin_cos();
-    let (sin, cos) = (sin / scale, cos / scale);
-    let mut out = Picture { size: n, data: Vec::with_capacity(n * n * 3) };
-    for y in 0..n {
-        let dy = y as f32 - centre;
-        for x in 0..n {
-            let dx = x as f32 - centre;
-            let u = mirrored(cos * dx + sin * dy + centre + shift[0], n);
-            let v = mirrored(cos * dy - sin * dx + centre + shift[1], n);
-            out.data.extend_from_slice(&bilinear(picture, u, v));
-        }
+/// A turn about the centre and a scale, then a shift in pixels; edges mirror, so no black corners give
+/// the anomaly away.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Warp {
+    /// Of the angle, divided by the scale.
+    pub sin: f32,
+    pub cos: f32,
+    pub shift: [f32; 2],
+}
+
+impl Warp {
+    /// `scale` above 1 makes larger.
+    pub fn new(angle: f32, scale: f32, shift: [f32; 2]) -> Self {
+        let (sin, cos) = angle.sin_cos();
+        Warp { sin: sin / scale, cos: cos / scale, shift }
     }
-    out
+
+    pub fn apply(&self, picture: &Picture) -> Picture {
+        let n = picture.size;
+        let centre = (n as f32 - 1.0) / 2.0;
+        let Warp { sin, cos, shift } = *self;
+        let mut out = Picture { size: n, data: Vec::with_capacity(n * n * 3) };
+        for y in 0..n {
+            let dy = y as f32 - centre;
+            for x in 0..n {
+                let dx = x as f32 - centre;
+                let u = mirrored(cos * dx + sin * dy + centre + shift[0], n);
+                let v = mirrored(cos * dy - sin * dx + centre + shift[1], n);
+                out.data.extend_from_slice(&bilinear(picture, u, v));
+            }
+        }
+        out
+    }
 }
 
 /// Folds a coordinate into [0, n − 1] by mirroring at both ends.
@@ -155,7 +228,8 @@ fn bilinear(picture: &Picture, u: f32, v: f32) -> [f32; 3] {
     })
 }
 
-type Table = [f32; 256];
+/// From levels 0 … 255 to values.
+pub type Table = [f32; 256];
 
 fn table(f: impl Fn(f32) -> f32) -> Table {
     std::array::from_fn(|i| f(i as f32 / 255.0))
@@ -165,7 +239,7 @@ fn level(v: f32) -> usize {
     (v * 255.0 + 0.5) as usize & 255
 }
 
-fn by_table(picture: &mut Picture, tables: &[Table; 3]) {
+pub fn by_table(picture: &mut Picture, tables: &[Table; 3]) {
     for p in picture.pixels_mut() {
         for (v, table) in p.iter_mut().zip(tables) {
             *v = table[level(v.min(1.0))];
@@ -173,7 +247,6 @@ fn by_table(picture: &mut Picture, tables: &[Table; 3]) {
     }
 }
 
-/// Positive sharpens by that share of (picture − blurred), negative blurs.
 fn sharpness(picture: &mut Picture, amount: f32) {
     let n = picture.size;
     let mut plane = vec![0.0; n * n];
@@ -247,11 +320,11 @@ fn shift_hue([r, g, b]: [f32; 3], hue: f32, saturation: f32) -> [f32; 3] {
 }
 
 /// A tone change of the picture itself: what a stain, a burn or a dull spot does.
-pub fn tone(draw: &mut Draw, picture: &mut Picture) {
+pub fn tone(draw: &mut Draw) -> Box<[Table; 3]> {
     let gamma = (sign(draw) * draw.range(0.3, 1.3)).exp2();
     let (factor, offset) = (draw.range(0.6, 1.4), draw.range(-0.25, 0.25));
     let curve = table(|v| (v.powf(gamma) * factor + offset).clamp(0.0, 1.0));
-    by_table(picture, &[curve; 3]);
+    Box::new([curve; 3])
 }
 
 #[cfg(test)]
@@ -270,7 +343,9 @@ mod tests {
             for image in 0..10 {
                 let apply = || {
                     let mut picture = noise(24);
-                    augmentation.apply(&mut stream(7, 0, image, Purpose::Blend), &mut picture);
+                    if let Some(step) = augmentation.draw(&mut stream(7, 0, image, Purpose::Blend)) {
+                        step.apply(&mut picture);
+                    }
                     picture
                 };
                 let once = apply();
@@ -283,7 +358,7 @@ mod tests {
     #[test]
     fn a_roll_only_moves_pixels() {
         let picture = noise(16);
-        let rolled = rolled(&mut stream(2, 0, 0, Purpose::Blend), &picture);
+        let rolled = Roll::draw(&mut stream(2, 0, 0, Purpose::Blend), 16).apply(&picture);
         let sorted = |p: &Picture| {
             let mut v = p.data.clone();
             v.sort_by(f32::total_cmp);
@@ -296,7 +371,7 @@ mod tests {
     #[test]
     fn no_rotation_is_the_identity() {
         let picture = noise(16);
-        let same = warped(&picture, 0.0, 1.0, [0.0, 0.0]);
+        let same = Warp::new(0.0, 1.0, [0.0, 0.0]).apply(&picture);
         assert!(picture.data.iter().zip(&same.data).all(|(a, b)| (a - b).abs() < 1e-4));
     }
 

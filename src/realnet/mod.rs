@@ -5,6 +5,7 @@ mod augment;
 mod bank;
 mod blend;
 mod draw;
+mod easel;
 mod error;
 mod frames;
 mod initial;

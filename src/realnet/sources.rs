@@ -2,7 +2,7 @@
 
 use std::f32::consts::PI;
 
-use super::augment::{rolled, strong, tone, warped};
+use super::augment::{Roll, Step, Table, Warp, by_table, strong, tone};
 use super::draw::{Draw, Purpose, sign, stream};
 use super::picture::{Picture, Stored};
 use super::textures::{fractal, procedural};
@@ -62,69 +62,111 @@ impl Sources {
         Sources { size, mix, textures, noise, grey }
     }
 
-    /// Draws P for `picture`, one of `normals`.
-    pub fn paint(&self, draw: &mut Draw, picture: &Picture, normals: &[Stored]) -> Picture {
-        let mix = self.mix;
-        let kind = draw.uniform();
-        let mut p = if kind < mix.itself || normals.is_empty() {
-            let mut p = rolled(draw, picture);
-            strong(draw, &mut p);
-            p
-        } else if kind < mix.itself + mix.other {
-            let other = normals[draw.below(normals.len())].picture();
-            let mut p = rolled(draw, &other);
-            strong(draw, &mut p);
-            p
-        } else if kind < mix.itself + mix.other + mix.noise {
-            self.noise(draw, picture)
-        } else {
-            self.texture(draw)
-        };
-        if self.grey {
-            p.pixels_mut().for_each(|v| *v = [0.299 * v[0] + 0.587 * v[1] + 0.114 * v[2]; 3]);
-        }
-        p
+    /// Planes in [0, 1] that `Base::Cloud` names by number.
+    pub fn clouds(&self) -> &[Vec<f32>] {
+        &self.noise
     }
 
-    fn noise(&self, draw: &mut Draw, picture: &Picture) -> Picture {
+    /// Draws P for `picture`, one of `normals`.
+    pub fn paint<'a>(&'a self, draw: &mut Draw, picture: &'a Stored, normals: &'a [Stored]) -> Paint<'a> {
+        let (mix, size) = (self.mix, self.size);
+        let kind = draw.uniform();
+        let (base, steps) = if kind < mix.itself || normals.is_empty() {
+            (Base::Rolled(picture, Roll::draw(draw, size)), strong(draw))
+        } else if kind < mix.itself + mix.other {
+            let other = &normals[draw.below(normals.len())];
+            (Base::Rolled(other, Roll::draw(draw, size)), strong(draw))
+        } else if kind < mix.itself + mix.other + mix.noise {
+            (self.noise(draw, picture), vec![])
+        } else {
+            (self.texture(draw), strong(draw))
+        };
+        Paint { base, steps, grey: self.grey }
+    }
+
+    fn noise<'a>(&'a self, draw: &mut Draw, picture: &'a Stored) -> Base<'a> {
         match draw.below(3) {
             0 => {
                 let level = draw.uniform();
-                Picture::flat(self.size, [0; 3].map(|_| (level + draw.range(-0.25, 0.25)).clamp(0.0, 1.0)))
+                Base::Flat([0; 3].map(|_| (level + draw.range(-0.25, 0.25)).clamp(0.0, 1.0)))
             }
-            1 => {
-                let mut p = picture.clone();
-                tone(draw, &mut p);
-                p
-            }
+            1 => Base::Toned(picture, tone(draw)),
             _ => {
-                let plane = &self.noise[draw.below(self.noise.len())];
-                let shift = draw.below(plane.len());
+                let index = draw.below(self.noise.len());
+                let plane = &self.noise[index];
+                let offset = draw.below(plane.len());
                 let level = draw.uniform();
                 let colours = [0; 3].map(|_| {
                     let contrast = sign(draw) * draw.range(0.1, 0.8);
                     (level + draw.range(-0.15, 0.15), contrast)
                 });
-                let (head, tail) = plane.split_at(shift);
-                let data = tail.iter().chain(head).flat_map(|v| {
-                    colours.map(|(level, contrast)| (level + contrast * (v - 0.5)).clamp(0.0, 1.0))
-                });
-                Picture { size: self.size, data: data.collect() }
+                Base::Cloud { index, plane, offset, colours }
             }
         }
     }
 
-    fn texture(&self, draw: &mut Draw) -> Picture {
-        let texture = self.textures[draw.below(self.textures.len())].picture();
-        let mut p = if draw.chance(0.5) {
+    fn texture(&self, draw: &mut Draw) -> Base<'_> {
+        let texture = &self.textures[draw.below(self.textures.len())];
+        if draw.chance(0.5) {
             let reach = self.size as f32 / 2.0;
             let shift = [draw.range(-reach, reach), draw.range(-reach, reach)];
             let (angle, scale) = (draw.range(-PI, PI), draw.range(-1.0, 1.0).exp2());
-            warped(&texture, angle, scale, shift)
+            Base::Warped(texture, Warp::new(angle, scale, shift))
         } else {
-            rolled(draw, &texture)
+            Base::Rolled(texture, Roll::draw(draw, self.size))
+        }
+    }
+}
+
+/// What P starts as.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Base<'a> {
+    Rolled(&'a Stored, Roll),
+    Warped(&'a Stored, Warp),
+    Flat([f32; 3]),
+    Toned(&'a Stored, Box<[Table; 3]>),
+    /// A plane of noise (of the sources' number `index`), read from `offset` on and around its end; level
+    /// and contrast of each channel.
+    Cloud {
+        index: usize,
+        plane: &'a [f32],
+        offset: usize,
+        colours: [(f32, f32); 3],
+    },
+}
+
+/// P with its random numbers drawn: the rest is arithmetic, on whatever device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Paint<'a> {
+    pub base: Base<'a>,
+    pub steps: Vec<Step>,
+    /// Its colours are taken away at last.
+    pub grey: bool,
+}
+
+impl Paint<'_> {
+    pub fn picture(&self, size: usize) -> Picture {
+        let mut p = match &self.base {
+            Base::Rolled(source, roll) => roll.apply(&source.picture()),
+            Base::Warped(source, warp) => warp.apply(&source.picture()),
+            Base::Flat(colour) => Picture::flat(size, *colour),
+            Base::Toned(source, tables) => {
+                let mut p = source.picture();
+                by_table(&mut p, tables);
+                p
+            }
+            Base::Cloud { plane, offset, colours, .. } => {
+                let (head, tail) = plane.split_at(*offset);
+                let data = tail.iter().chain(head).flat_map(|v| {
+                    colours.map(|(level, contrast)| (level + contrast * (v - 0.5)).clamp(0.0, 1.0))
+                });
+                Picture { size, data: data.collect() }
+            }
         };
-        strong(draw, &mut p);
+        self.steps.iter().for_each(|step| step.apply(&mut p));
+        if self.grey {
+            p.pixels_mut().for_each(|v| *v = [0.299 * v[0] + 0.587 * v[1] + 0.114 * v[2]; 3]);
+        }
         p
     }
 }

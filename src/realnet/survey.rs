@@ -7,9 +7,10 @@ use super::afs::Selection;
 use super::bank::Candidates;
 use super::blend::blend;
 use super::draw::{Purpose, stream};
+use super::easel::Easel;
 use super::error::RealnetError;
 use super::network::{BANK_USUAL, distances, moments_name, selection_name, survey};
-use super::picture::{Picture, Stored};
+use super::picture::Stored;
 use super::sources::Sources;
 use super::spec::{BankSpec, NetSpec};
 use super::time_is_up;
@@ -59,9 +60,7 @@ pub fn run(
     let blends = if selects { spec.selection_pictures } else { 0 };
     let work = (banked + 2 * blends) as f32;
     let mut done = 0.0;
-    let mut look = |program: &mut Program, picture: &Picture| -> Result<(), RealnetError> {
-        picture.normalised_into(program.input_mut("image")?);
-        program.run()?;
+    let mut looked_at_one = || {
         done += 1.0;
         if go_on(done / work) { Ok(()) } else { Err(RealnetError::StoppedEarly) }
     };
@@ -74,7 +73,8 @@ pub fn run(
             break;
         }
         looked += 1;
-        look(&mut program, &pictures[*at].picture())?;
+        look(&mut program, &pictures[*at])?;
+        looked_at_one()?;
         if let Some(candidates) = candidates.as_mut().filter(|_| i >= set_apart) {
             candidates.add(program.output("patches")?);
         }
@@ -102,26 +102,33 @@ pub fn run(
         .collect();
 
     let mut selections: Vec<_> = spec.scales.iter().map(|s| Selection::new(s.channels)).collect();
+    let mut easel = Easel::new(device, &mut program, spec.input, 1, sources)?;
     let mut left = blends;
     let mut painted = 0;
     while left > 0 && (left == blends || !time_is_up(until)) {
         let batch = left.min(SELECTION_BATCH);
         left -= batch;
         let mut features = vec![[vec![], vec![]]; spec.scales.len()];
-        let mut masks = vec![vec![]; spec.scales.len()];
+        let mut coverages = vec![vec![]; spec.scales.len()];
         for _ in 0..batch {
             let mut draw = stream(seed, painted, 0, Purpose::Select);
             painted += 1;
-            let normal = pictures[draw.below(pictures.len())].picture();
-            let blend = blend(&mut draw, &normal, pictures, sources, &spec.blends);
-            for (side, picture) in [&blend.picture, &normal].into_iter().enumerate() {
-                look(&mut program, picture)?;
+            let normal = &pictures[draw.below(pictures.len())];
+            blend(&mut easel, std::slice::from_mut(&mut draw), &[normal], pictures, sources, &spec.blends)?;
+            for side in 0..2 {
+                match side {
+                    0 => easel.run(&mut program)?,
+                    _ => look(&mut program, normal)?,
+                }
+                looked_at_one()?;
                 for (index, features) in features.iter_mut().enumerate() {
                     features[side].extend_from_slice(program.output(&format!("tap.{index}"))?);
                 }
             }
-            for (scale, mask) in spec.scales.iter().zip(&mut masks) {
-                mask.extend(blend.mask.coverage(spec.input / scale.stride));
+            for mask in easel.masks()? {
+                for (scale, coverages) in spec.scales.iter().zip(&mut coverages) {
+                    coverages.extend(mask.coverage(spec.input / scale.stride));
+                }
             }
         }
         for (index, [blended, normal]) in features.iter_mut().enumerate() {
@@ -129,7 +136,7 @@ pub fn run(
                 standardise(blended, &moments[index]);
                 standardise(normal, &moments[index]);
             }
-            selections[index].add(blended, normal, &masks[index]);
+            selections[index].add(blended, normal, &coverages[index]);
         }
     }
 
@@ -158,6 +165,11 @@ pub fn run(
     Ok(())
 }
 
+fn look(program: &mut Program, picture: &Stored) -> Result<(), RealnetError> {
+    picture.picture().normalised_into(program.input_mut("image")?);
+    Ok(program.run()?)
+}
+
 /// Mean distance at every position over pictures that gave the bank nothing, averaged over 3×3
 /// neighbours as few pictures are noisy.
 fn usual_distance(
@@ -172,8 +184,7 @@ fn usual_distance(
     let mut program = Program::compile(&g, &[("distance", smooth)], params, device, Options::default())?;
     let mut mean = Tensor::zeros(g.shape(smooth));
     for picture in pictures {
-        picture.picture().normalised_into(program.input_mut("image")?);
-        program.run()?;
+        look(&mut program, picture)?;
         for (sum, d) in mean.data.iter_mut().zip(program.output("distance")?) {
             *sum += d / pictures.len() as f32;
         }

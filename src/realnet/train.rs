@@ -4,12 +4,13 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::blend::{Blend, blend};
+use super::blend::blend;
 use super::draw::{Draw, Purpose, stream};
+use super::easel::Easel;
 use super::error::RealnetError;
 use super::initial::fill_missing;
 use super::network::{ADAM_PREFIX, features, train_step};
-use super::picture::{Picture, Stored};
+use super::picture::{Mask, Picture, Stored};
 use super::sources::Sources;
 use super::spec::{NetSpec, Target};
 use super::time_is_up;
@@ -69,6 +70,8 @@ pub struct Trainer<'a> {
     pictures: &'a [Stored],
     sources: &'a Sources,
     extractor: Program,
+    /// Paints what the extractor looks at.
+    easel: Easel,
     step: Program,
     normals: Vec<Normal>,
     ring: VecDeque<Blended>,
@@ -90,7 +93,8 @@ impl<'a> Trainer<'a> {
     ) -> Result<Self, RealnetError> {
         let (g, outputs) = features(spec, spec.fresh)?;
         let named: Vec<_> = outputs.iter().map(|(n, v)| (n.as_str(), *v)).collect();
-        let extractor = Program::compile(&g, &named, params, device, Options::default())?;
+        let mut extractor = Program::compile(&g, &named, params, device, Options::default())?;
+        let easel = Easel::new(device, &mut extractor, spec.input, spec.fresh, sources)?;
         let train = train_step(spec)?;
         let mut start = ParamStore::new();
         fill_missing(&train.graph, seed, &mut start);
@@ -101,6 +105,7 @@ impl<'a> Trainer<'a> {
             pictures,
             sources,
             extractor,
+            easel,
             step,
             normals: vec![],
             ring: VecDeque::new(),
@@ -128,16 +133,21 @@ impl<'a> Trainer<'a> {
             }
             self.extractor.run()?;
             for i in 0..batch.len() {
-                let mut one = vec![];
-                for scale in 0..self.spec.scales.len() {
-                    let data = self.extractor.output(&format!("kept.{scale}"))?;
-                    let share = data.len() / fresh;
-                    one.push(data[i * share..][..share].to_vec());
-                }
-                all.push(one);
+                all.push(self.extracted(i)?);
             }
         }
         Ok(all)
+    }
+
+    /// Features of picture `i` of the batch that the extractor has just looked at.
+    fn extracted(&self, i: usize) -> Result<Features, RealnetError> {
+        let mut one = vec![];
+        for scale in 0..self.spec.scales.len() {
+            let data = self.extractor.output(&format!("kept.{scale}"))?;
+            let share = data.len() / self.spec.fresh;
+            one.push(data[i * share..][..share].to_vec());
+        }
+        Ok(one)
     }
 
     /// Every picture once as it is (as far as `normals` reaches), then again at another brightness.
@@ -172,22 +182,21 @@ impl<'a> Trainer<'a> {
 
     /// Paints `fresh` blends into the ring.
     fn paint(&mut self) -> Result<(), RealnetError> {
-        let mut made = vec![];
-        for i in 0..self.spec.fresh as u32 {
-            let mut draw = stream(self.seed, self.painted, i, Purpose::Blend);
-            let normal = draw.below(self.normals.len());
-            let picture = self.normals[normal].picture.picture();
-            let blend = blend(&mut draw, &picture, self.pictures, self.sources, &self.spec.blends);
-            made.push((normal, blend));
-        }
+        let mut draws: Vec<Draw> =
+            (0..self.spec.fresh as u32).map(|i| stream(self.seed, self.painted, i, Purpose::Blend)).collect();
         self.painted += 1;
-        let pictures: Vec<_> = made.iter().map(|(_, b)| b.picture.clone()).collect();
-        let features = self.extract(&pictures)?;
-        for ((normal, blend), features) in made.into_iter().zip(features) {
+        let chosen: Vec<usize> = draws.iter_mut().map(|draw| draw.below(self.normals.len())).collect();
+        let pictures: Vec<&Stored> = chosen.iter().map(|at| &self.normals[*at].picture).collect();
+        let (easel, spec) = (&mut self.easel, &self.spec.blends);
+        blend(easel, &mut draws, &pictures, self.pictures, self.sources, spec)?;
+        easel.run(&mut self.extractor)?;
+        let masks = easel.masks()?;
+        for (i, (normal, mask)) in chosen.into_iter().zip(&masks).enumerate() {
             if self.ring.len() >= self.spec.ring {
                 self.ring.pop_front();
             }
-            self.ring.push_back(Blended { normal, features, target: target(self.spec, &blend) });
+            let (features, target) = (self.extracted(i)?, target(self.spec, mask));
+            self.ring.push_back(Blended { normal, features, target });
         }
         Ok(())
     }
@@ -357,11 +366,11 @@ fn schedule(iteration: usize, done: f32, warm_up: usize, end: f32) -> f32 {
 }
 
 /// What the head should say of a blend: 0 or 1 per position.
-fn target(spec: &NetSpec, blend: &Blend) -> Vec<f32> {
+fn target(spec: &NetSpec, mask: &Mask) -> Vec<f32> {
     let binary = |above: f32| move |v: &f32| (*v > above) as u8 as f32;
     match spec.target {
-        Target::Cells => blend.mask.coverage(spec.side()).iter().map(binary(CELL_COVER)).collect(),
-        Target::Pixels => blend.mask.data.iter().map(binary(0.5)).collect(),
+        Target::Cells => mask.coverage(spec.side()).iter().map(binary(CELL_COVER)).collect(),
+        Target::Pixels => mask.data.iter().map(binary(0.5)).collect(),
     }
 }
 

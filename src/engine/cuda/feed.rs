@@ -42,10 +42,13 @@ pub struct Feed {
     next: usize,
     copies: Arc<CudaStream>,
     _tables: Vec<DeviceBuffer>,
+    /// Memory of others that the launch names.
+    _kept: Option<Arc<dyn Send + Sync>>,
 }
 
 impl Feed {
     /// `planes`: bytes of each plane. `launch` is asked once for each set of buffers.
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn new(
         gpu: &Gpu,
         copies: &Arc<CudaStream>,
@@ -54,6 +57,7 @@ impl Feed {
         planes: &[usize],
         tables: &[&[u8]],
         launch: impl Fn(&Addresses) -> Launch,
+        kept: Option<Arc<dyn Send + Sync>>,
     ) -> Result<Self, DeviceError> {
         let mut uploaded = Vec::with_capacity(tables.len());
         for table in tables {
@@ -79,7 +83,15 @@ impl Feed {
         }
         let first = &sides[0].launch;
         let function = gpu.function(first.module, first.kernel)?;
-        Ok(Feed { sides, function, input, next: 0, copies: Arc::clone(copies), _tables: uploaded })
+        Ok(Feed {
+            sides,
+            function,
+            input,
+            next: 0,
+            copies: Arc::clone(copies),
+            _tables: uploaded,
+            _kept: kept,
+        })
     }
 
     /// Copies a frame and starts the program on it; returns before either has ended. The frame's bytes

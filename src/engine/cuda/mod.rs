@@ -5,6 +5,8 @@
 //! to the driver.
 
 pub mod attention;
+pub mod augment;
+pub mod blend;
 mod buffer;
 pub mod conv;
 pub mod conv_grad;
@@ -22,11 +24,14 @@ pub mod loss;
 mod lower;
 pub mod norm;
 pub mod optim;
+pub mod painter;
 pub mod peak;
+pub mod perlin;
 pub mod philox;
 pub mod pool;
 pub mod preprocess;
 mod program;
+mod queue;
 pub mod reduce;
 pub mod residual;
 pub mod resize;

@@ -11,6 +11,8 @@ use super::buffer::{DeviceBuffer, Pinned};
 use super::device::{DeviceError, Gpu, Priority, call};
 use super::feed::{Addresses, Feed};
 use super::launch::{Arg, Launch, Limits};
+use super::painter::Painter;
+use super::queue::launch_packed;
 use super::schedule::{Block, Loc, Port, Schedule, Step};
 use super::storage::Storage;
 use crate::engine::graph::{Graph, Value};
@@ -155,7 +157,38 @@ impl Program {
         let port = find(&self.schedule.inputs, "input", name)?;
         let input = self.schedule.inputs.iter().position(|p| p.name == name).unwrap_or(0);
         let out = self.address(port.value.loc);
-        let mut feed = Feed::new(&self.gpu, &self.copies, input, out, planes, tables, launch)?;
+        let feed = Feed::new(&self.gpu, &self.copies, input, out, planes, tables, launch, None)?;
+        self.add(feed)
+    }
+
+    /// Lets the fp16 input `name` be what a painter has painted, (value − mean) / deviation. Returns a
+    /// number to call it by; it takes no planes.
+    pub fn attach_painter(
+        &mut self,
+        name: &str,
+        painter: &Painter,
+        mean: [f32; 3],
+        deviation: [f32; 3],
+    ) -> Result<usize, ProgramError> {
+        let port = find(&self.schedule.inputs, "input", name)?;
+        let (size, found) = (painter.size(), port.shape);
+        if found != Shape::new(painter.batch(), size, size, 3) {
+            let needed = painter.batch() * size * size * 3;
+            return Err(ProgramError::Length { name: name.into(), needed, found: found.len() });
+        }
+        if port.value.storage != Storage::F16 {
+            return Err(ProgramError::unknown("fp16 input", name, std::iter::empty()));
+        }
+        let input = self.schedule.inputs.iter().position(|p| p.name == name).unwrap_or(0);
+        let out = self.address(port.value.loc);
+        let (launch, kept) = painter.output(out, mean, deviation);
+        let launch = |_: &Addresses| launch.clone();
+        let feed = Feed::new(&self.gpu, &self.copies, input, out, &[], &[], launch, Some(kept))?;
+        self.add(feed)
+    }
+
+    /// Captures a run for each of the feed's sides.
+    fn add(&mut self, mut feed: Feed) -> Result<usize, ProgramError> {
         for side in 0..feed.sides.len() {
             let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
             self.stream.begin_capture(mode).map_err(call("cuStreamBeginCapture"))?;
@@ -254,23 +287,7 @@ impl Program {
 
     fn launch(&self, step: &Step, launch: &Launch, function: &CudaFunction) -> Result<(), DeviceError> {
         let mut packed: Vec<Vec<u8>> = launch.args.iter().map(|arg| self.pack(step, arg)).collect();
-        let mut pointers: Vec<*mut std::ffi::c_void> =
-            packed.iter_mut().map(|bytes| bytes.as_mut_ptr().cast()).collect();
-        let three = |d: [u32; 3]| (d[0], d[1], d[2]);
-        // SAFETY: one pointer for each of the kernel's parameters, to as many bytes as it reads: `lower`
-        // lists them in the kernel's order, and the tests run every kernel under a checker. The driver
-        // copies them before it returns.
-        unsafe {
-            result::launch_kernel(
-                function.cu_function(),
-                three(launch.grid),
-                three(launch.block),
-                launch.shared,
-                self.stream.cu_stream(),
-                &mut pointers,
-            )
-        }
-        .map_err(call("cuLaunchKernel"))
+        launch_packed(&self.stream, function, launch, &mut packed)
     }
 
     fn pack(&self, step: &Step, arg: &Arg) -> Vec<u8> {
