@@ -40,7 +40,7 @@ impl Stream {
     pub(super) fn of_caps(caps: &gst::CapsRef) -> Option<Self> {
         let fields = caps.structure(0)?;
         if fields.name() != BAYER {
-            let info = gst_video::VideoInfo::from_caps(&caps.to_owned()).ok()?;
+            let info = gst_video::VideoInfo::from_caps(caps).ok()?;
             return Some(Stream { layout: Layout::of_info(&info)?, bytes: info.size(), info: Some(info) });
         }
         let format = PixelFormat::from_name(fields.get::<&str>("format").ok()?)?;

@@ -220,11 +220,14 @@ mod tests {
     use super::*;
     use crate::engine::{DeviceError, ProgramError};
 
+    /// Which pages each judge was told of, in order.
+    type Met = Arc<Mutex<Vec<(usize, Arc<Pages>)>>>;
+
     /// Says `score` until it has looked `good` times, then fails as a device does. Pins all but one page.
     struct Fake {
         score: f32,
         good: u32,
-        met: Arc<Mutex<Vec<(usize, Arc<Pages>)>>>,
+        met: Met,
     }
 
     fn broken() -> RealnetError {
@@ -264,12 +267,7 @@ mod tests {
     }
 
     /// `met`: the memory that those on the device were told of.
-    fn met_by(
-        opens: &Arc<AtomicU32>,
-        from: u32,
-        now: Instant,
-        met: &Arc<Mutex<Vec<(usize, Arc<Pages>)>>>,
-    ) -> Guarded<Fake> {
+    fn met_by(opens: &Arc<AtomicU32>, from: u32, now: Instant, met: &Met) -> Guarded<Fake> {
         let (opens, met) = (Arc::clone(opens), Arc::clone(met));
         let open = move || match opens.fetch_add(1, Ordering::SeqCst) + 1 >= from {
             true => Ok(Fake { score: GPU, good: 2, met: Arc::clone(&met) }),
