@@ -2,6 +2,7 @@
 //! gives verdicts in time, and passes on what they drive. It owns the desk and the rules, so a reload
 //! is one message between two frames; it waits for nobody but its inputs.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -55,7 +56,8 @@ pub struct Conductor<P> {
     pub heatmaps: HeatmapWriter<P>,
     /// Maps that were written come back here.
     pub spare: Receiver<Heatmap>,
-    pub maps: Vec<Heatmap>,
+    /// At hand, longest unused first: all are used early, so that none grows late.
+    pub maps: VecDeque<Heatmap>,
     pub heart: Arc<Heart>,
     pub late: Vec<FrameId>,
 }
@@ -139,9 +141,9 @@ impl<P: Picture> Conductor<P> {
         metrics.stage_queue.observe(now.saturating_duration_since(picture.captured_at()).as_secs_f64());
         metrics.judge_queue.set(self.desk.waiting(line) as i64);
         while let Ok(map) = self.spare.try_recv() {
-            self.maps.push(map);
+            self.maps.push_back(map);
         }
-        let map = self.maps.pop();
+        let map = self.maps.pop_front();
         // One frame is judged at a time and the queue holds one, so this never waits.
         self.jobs.send(Job { line, picture, map }).is_ok()
     }
@@ -244,7 +246,7 @@ impl<P: Picture> Conductor<P> {
             let job = HeatmapJob { record: record.clone(), picture, map, roi, latest };
             match self.heatmaps.submit(job) {
                 Ok(()) => record.heatmap = true,
-                Err(job) => self.maps.push(job.map),
+                Err(job) => self.maps.push_back(job.map),
             }
         } else {
             record.telemetry.emit(LineEvent::OutputFailed {
