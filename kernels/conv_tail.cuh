@@ -2,17 +2,7 @@
 // or fp32. Null pointers leave a term out.
 #pragma once
 
-#include "common.cuh"
-
-// Activations of Act in op.rs, in its order.
-__device__ __forceinline__ float activate(float v, int act) {
-    switch (act) {
-        case 1: return fmaxf(v, 0.0f);
-        case 2: return v < 0.0f ? 0.0f : v > 6.0f ? 6.0f : v;  // NaN stays, as in the specification
-        case 3: return v / (1.0f + __expf(-v));
-        default: return v;
-    }
-}
+#include "activate.cuh"
 
 // Four neighbouring results at element `at`, channel `channel`, both multiples of four: tail and store.
 __device__ __forceinline__ void finish4(float4 v, size_t at, int channel, const float* bias,

@@ -22,6 +22,7 @@
 // Cost per element: moments 2 bytes, 4 FLOP; normalize 4 bytes, some 3 FLOP; backward sums 4 bytes and apply
 // 6; group_norm_fused 4 bytes where the slab fits shared memory, else 2 more from L2. Bound by memory.
 
+#include "activate.cuh"
 #include "vector.cuh"
 
 constexpr int BLOCK = 256;
@@ -39,16 +40,6 @@ struct View {
     int act;
     int cached;              // group_norm_fused: the slab lies in shared memory
 };
-
-// `enum Act` of src/engine/op.rs.
-__device__ __forceinline__ float activate(int act, float x) {
-    switch (act) {
-        case 1: return fmaxf(x, 0.f);
-        case 2: return x < 0.f ? 0.f : x > 6.f ? 6.f : x;
-        case 3: return __fdividef(x, 1.f + __expf(-x));
-        default: return x;
-    }
-}
 
 // ------------------------------------------------------------------------------------------------
 // statistics of a part of a set, and their merging
@@ -312,7 +303,7 @@ struct Affine {
     }
     __device__ __forceinline__ void apply(float (&f)[V], int act) const {
 #pragma unroll
-        for (int j = 0; j < V; ++j) f[j] = activate(act, (f[j] - mean[j]) * rstd[j] * gamma[j] + beta[j]);
+        for (int j = 0; j < V; ++j) f[j] = activate((f[j] - mean[j]) * rstd[j] * gamma[j] + beta[j], act);
     }
 };
 

@@ -181,18 +181,19 @@ __device__ __forceinline__ float distance_at(const Plane& p, int log, unsigned n
     return distance(load_read_only(p.f, at), load_read_only(p.r, at), log);
 }
 
+// Puts the scales where lanes can look them up by number. All threads must call it.
+__device__ __forceinline__ void share(Scale (&scales)[SCALES], const Scale& a, const Scale& b, const Scale& c,
+                                      const Scale& d) {
+    if (threadIdx.x == 0) scales[0] = a, scales[1] = b, scales[2] = c, scales[3] = d;
+    __syncthreads();
+}
+
 extern "C" __global__ __launch_bounds__(256, 2) void residual_gather(
     const u32* indices, Real f0, Real r0, Real f1, Real r1, Real f2, Real r2, Real f3, Real r3,
     Map m0, Map m1, Map m2, Map m3, Real y, Gather g) {
     __shared__ float e[WINDOW * WINDOW][PLANES];
     __shared__ Scale scales[SCALES];
-    if (threadIdx.x == 0) {
-        scales[0] = {f0, r0, m0};
-        scales[1] = {f1, r1, m1};
-        scales[2] = {f2, r2, m2};
-        scales[3] = {f3, r3, m3};
-    }
-    __syncthreads();
+    share(scales, {f0, r0, m0}, {f1, r1, m1}, {f2, r2, m2}, {f3, r3, m3});
     const unsigned across = (g.ow + TILE - 1) / TILE;
     const unsigned down = blockIdx.x / across;
     const unsigned i0 = down * TILE, j0 = (blockIdx.x - down * across) * TILE;
@@ -229,13 +230,7 @@ extern "C" __global__ __launch_bounds__(256, 2) void residual_gather_direct(
     const u32* indices, Real f0, Real r0, Real f1, Real r1, Real f2, Real r2, Real f3, Real r3,
     Map m0, Map m1, Map m2, Map m3, Real y, Gather g) {
     __shared__ Scale scales[SCALES];
-    if (threadIdx.x == 0) {
-        scales[0] = {f0, r0, m0};
-        scales[1] = {f1, r1, m1};
-        scales[2] = {f2, r2, m2};
-        scales[3] = {f3, r3, m3};
-    }
-    __syncthreads();
+    share(scales, {f0, r0, m0}, {f1, r1, m1}, {f2, r2, m2}, {f3, r3, m3});
     const size_t out = size_t(blockIdx.x) * 256 + threadIdx.x;
     const size_t point = out / g.k;
     const unsigned m = out - point * g.k;
