@@ -63,16 +63,34 @@ enum State<O> {
     Opening { answer: Receiver<Result<O, RealnetError>>, wait: Duration },
 }
 
-/// A judge on a device with one on the CPU behind it.
-pub struct Guarded<O: Opinion> {
+/// Whose device it is that events speak of.
+struct Report {
     line: String,
     device: String,
+    telemetry: Telemetry,
+}
+
+impl Report {
+    fn emit<'a>(&'a self, event: impl FnOnce(&'a str, &'a str) -> Event<'a>) {
+        self.telemetry.emit(event(&self.line, &self.device));
+    }
+
+    /// Without pinned memory copies take longer, and that is all.
+    fn introduce(&self, opinion: &mut impl Opinion, number: usize, pages: &Arc<Pages>) {
+        if let Err(error) = opinion.meet(number, pages) {
+            self.emit(|line, device| Event::NotPinned { line, device, error: &error });
+        }
+    }
+}
+
+/// A judge on a device with one on the CPU behind it.
+pub struct Guarded<O: Opinion> {
+    report: Report,
     state: State<O>,
     standby: O,
     /// The memory of each line's frames, for a device that comes back.
     met: Vec<(usize, Arc<Pages>)>,
     reopen: Box<dyn Fn() -> Receiver<Result<O, RealnetError>> + Send>,
-    telemetry: Telemetry,
 }
 
 impl<O: Opinion + 'static> Guarded<O> {
@@ -97,16 +115,8 @@ impl<O: Opinion + 'static> Guarded<O> {
             answer
         };
         let waiting = State::Waiting { until: now + FIRST_WAIT, wait: FIRST_WAIT };
-        let (line, device) = (line.to_owned(), device.to_owned());
-        let mut guarded = Guarded {
-            line,
-            device,
-            state: waiting,
-            standby,
-            met: vec![],
-            reopen: Box::new(reopen),
-            telemetry,
-        };
+        let report = Report { line: line.to_owned(), device: device.to_owned(), telemetry };
+        let mut guarded = Guarded { report, state: waiting, standby, met: vec![], reopen: Box::new(reopen) };
         match first {
             Ok(opinion) => guarded.up(opinion),
             Err(error) => guarded.failed(&error, now),
@@ -114,27 +124,17 @@ impl<O: Opinion + 'static> Guarded<O> {
         guarded
     }
 
-    fn up(&mut self, opinion: O) {
-        let (line, device) = (self.line.as_str(), self.device.as_str());
-        self.telemetry.emit(Event::DeviceUp { line, device, name: &opinion.device() });
-        let mut opinion = opinion;
+    fn up(&mut self, mut opinion: O) {
+        let name = opinion.device();
+        self.report.emit(|line, device| Event::DeviceUp { line, device, name: &name });
         for (number, pages) in &self.met {
-            self.introduce(&mut opinion, *number, pages);
+            self.report.introduce(&mut opinion, *number, pages);
         }
         self.state = State::Up(opinion);
     }
 
-    /// Without pinned memory copies take longer, and that is all.
-    fn introduce(&self, opinion: &mut O, number: usize, pages: &Arc<Pages>) {
-        if let Err(error) = opinion.meet(number, pages) {
-            let (line, device) = (self.line.as_str(), self.device.as_str());
-            self.telemetry.emit(Event::NotPinned { line, device, error: &error });
-        }
-    }
-
     fn failed(&mut self, error: &RealnetError, now: Instant) {
-        let (line, device) = (self.line.as_str(), self.device.as_str());
-        self.telemetry.emit(Event::DeviceFailed { line, device, error });
+        self.report.emit(|line, device| Event::DeviceFailed { line, device, error });
         // Lets go of the broken context.
         self.state = State::Waiting { until: now + FIRST_WAIT, wait: FIRST_WAIT };
     }
@@ -153,8 +153,8 @@ impl<O: Opinion + 'static> Guarded<O> {
                 match answer.try_recv() {
                     Ok(Ok(opinion)) => self.up(opinion),
                     Ok(Err(error)) => {
-                        let (line, device) = (self.line.as_str(), self.device.as_str());
-                        self.telemetry.emit(Event::DeviceStillDown { line, device, error: &error });
+                        let still = |line, device| Event::DeviceStillDown { line, device, error: &error };
+                        self.report.emit(still);
                         self.state = State::Waiting { until: now + wait, wait };
                     }
                     Err(TryRecvError::Disconnected) => {
@@ -200,14 +200,8 @@ impl<O: Opinion + 'static> Judge for Guarded<O> {
     fn meet(&mut self, line: usize, pages: &Arc<Pages>) {
         self.met.retain(|(other, _)| *other != line);
         self.met.push((line, Arc::clone(pages)));
-        // Out of the way meanwhile: it cannot be borrowed with the rest.
-        let waiting = State::Waiting { until: Instant::now(), wait: FIRST_WAIT };
-        match std::mem::replace(&mut self.state, waiting) {
-            State::Up(mut opinion) => {
-                self.introduce(&mut opinion, line, pages);
-                self.state = State::Up(opinion);
-            }
-            other => self.state = other,
+        if let State::Up(opinion) = &mut self.state {
+            self.report.introduce(opinion, line, pages);
         }
     }
 }
@@ -297,14 +291,16 @@ mod tests {
         let mut guarded = guarded(&opens, 1, start);
         assert_eq!((score(&mut guarded, start), score(&mut guarded, start)), (GPU, GPU));
         assert_eq!(score(&mut guarded, start), CPU);
-        assert!(guarded.telemetry.device_fault("a").unwrap().starts_with("cuda:0 failed, the CPU judges"));
+        assert!(
+            guarded.report.telemetry.device_fault("a").unwrap().starts_with("cuda:0 failed, the CPU judges")
+        );
         // Not before its time.
         assert_eq!(score(&mut guarded, start + FIRST_WAIT / 2), CPU);
         assert_eq!(opens.load(Ordering::SeqCst), 1);
         assert_eq!(score(&mut guarded, start + FIRST_WAIT), CPU);
         answered(&guarded);
         assert_eq!(score(&mut guarded, start + FIRST_WAIT), GPU);
-        assert_eq!(guarded.telemetry.device_fault("a"), None);
+        assert_eq!(guarded.report.telemetry.device_fault("a"), None);
         assert_eq!(opens.load(Ordering::SeqCst), 2);
     }
 

@@ -115,16 +115,12 @@ pub fn run(
             painted += 1;
             let normal = &pictures[draw.below(pictures.len())];
             blend(&mut easel, std::slice::from_mut(&mut draw), &[normal], pictures, sources, &spec.blends)?;
-            for side in 0..2 {
-                match side {
-                    0 => easel.run(&mut program)?,
-                    _ => look(&mut program, normal)?,
-                }
-                looked_at_one()?;
-                for (index, features) in features.iter_mut().enumerate() {
-                    features[side].extend_from_slice(program.output(&format!("tap.{index}"))?);
-                }
-            }
+            easel.run(&mut program)?;
+            looked_at_one()?;
+            append_taps(&program, &mut features, 0)?;
+            look(&mut program, normal)?;
+            looked_at_one()?;
+            append_taps(&program, &mut features, 1)?;
             for mask in easel.masks()? {
                 for (scale, coverages) in spec.scales.iter().zip(&mut coverages) {
                     coverages.extend(mask.coverage(spec.input / scale.stride));
@@ -161,6 +157,14 @@ pub fn run(
         let apart: Vec<_> = order.iter().take(set_apart).map(|at| &pictures[*at]).collect();
         let usual = usual_distance(spec, bank, &apart, params, device)?;
         params.insert(BANK_USUAL, usual);
+    }
+    Ok(())
+}
+
+/// Adds what the program has just said of every scale to the blends' (0) or the normals' (1) features.
+fn append_taps(program: &Program, features: &mut [[Vec<f32>; 2]], side: usize) -> Result<(), RealnetError> {
+    for (index, features) in features.iter_mut().enumerate() {
+        features[side].extend_from_slice(program.output(&format!("tap.{index}"))?);
     }
     Ok(())
 }

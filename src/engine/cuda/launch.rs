@@ -60,6 +60,25 @@ pub enum Arg {
     Struct(Vec<u8>),
 }
 
+impl Arg {
+    /// As the kernel reads it. `find` says where a place lies and how; what it does not know is null.
+    pub(super) fn bytes(&self, find: impl Fn(Place) -> Option<(u64, Storage)>) -> Vec<u8> {
+        match self {
+            Arg::Pointer(place) => find(*place).map_or(0, |(address, _)| address).to_le_bytes().to_vec(),
+            Arg::Null => 0u64.to_le_bytes().to_vec(),
+            Arg::Real(place) => {
+                let (address, storage) = find(*place).unwrap_or((0, Storage::F32));
+                let kind = i32::from(storage != Storage::F16);
+                [&address.to_le_bytes()[..], &kind.to_le_bytes(), &[0; 4]].concat()
+            }
+            Arg::I32(v) => v.to_le_bytes().to_vec(),
+            Arg::U32(v) => v.to_le_bytes().to_vec(),
+            Arg::F32(v) => v.to_le_bytes().to_vec(),
+            Arg::Struct(bytes) => bytes.clone(),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Launch {
     /// Stem of the `.cu` file.

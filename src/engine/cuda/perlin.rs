@@ -89,32 +89,23 @@ pub(super) fn blocks(size: usize) -> usize {
     (size * size).div_ceil(BLOCK)
 }
 
+fn launch(kernel: &'static str, blocks: usize, batch: usize, block: usize, args: Vec<Arg>) -> Launch {
+    let grid = [blocks as u32, batch as u32, 1];
+    Launch { module: "perlin", kernel, grid, block: [block as u32, 1, 1], shared: 0, args }
+}
+
 /// Plans, lattice, figures, outlines and areas are `at`.
 pub(super) fn outline(at: [Arg; 5], size: usize, batch: usize) -> Launch {
     let mut args = at.to_vec();
     args.push(Arg::U32(size as u32));
-    Launch {
-        module: "perlin",
-        kernel: "outline",
-        grid: [blocks(size) as u32, batch as u32, 1],
-        block: [BLOCK as u32, 1, 1],
-        shared: 0,
-        args,
-    }
+    launch("outline", blocks(size), batch, BLOCK, args)
 }
 
 /// Outlines, radii and masks are `at`.
 pub(super) fn soften(at: [Arg; 3], size: usize, batch: usize) -> Launch {
     let mut args = at.to_vec();
     args.push(Arg::I32(size as i32));
-    Launch {
-        module: "perlin",
-        kernel: "soften",
-        grid: [size.div_ceil(COLUMNS) as u32, batch as u32, 1],
-        block: [COLUMNS as u32, 1, 1],
-        shared: 0,
-        args,
-    }
+    launch("soften", size.div_ceil(COLUMNS), batch, COLUMNS, args)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use half::f16;
 use super::buffer::{DeviceBuffer, Pinned};
 use super::device::{DeviceError, Gpu, Priority, call};
 use super::feed::{Addresses, Feed};
-use super::launch::{Arg, Launch, Limits};
+use super::launch::{Launch, Limits};
 use super::painter::Painter;
 use super::queue::launch_packed;
 use super::schedule::{Block, Loc, Port, Schedule, Step};
@@ -286,30 +286,9 @@ impl Program {
     }
 
     fn launch(&self, step: &Step, launch: &Launch, function: &CudaFunction) -> Result<(), DeviceError> {
-        let mut packed: Vec<Vec<u8>> = launch.args.iter().map(|arg| self.pack(step, arg)).collect();
+        let find = |place| step.place(place).map(|lying| (self.address(lying.loc), lying.storage));
+        let mut packed: Vec<Vec<u8>> = launch.args.iter().map(|arg| arg.bytes(find)).collect();
         launch_packed(&self.stream, function, launch, &mut packed)
-    }
-
-    fn pack(&self, step: &Step, arg: &Arg) -> Vec<u8> {
-        let pointer = |place| step.place(place).map_or(0, |lying| self.address(lying.loc));
-        match arg {
-            Arg::Pointer(place) => pointer(*place).to_le_bytes().to_vec(),
-            Arg::Null => 0u64.to_le_bytes().to_vec(),
-            Arg::Real(place) => {
-                let kind = match step.place(*place).map(|lying| lying.storage) {
-                    Some(Storage::F16) => 0i32,
-                    _ => 1,
-                };
-                let mut bytes = pointer(*place).to_le_bytes().to_vec();
-                bytes.extend(kind.to_le_bytes());
-                bytes.extend([0; 4]);
-                bytes
-            }
-            Arg::I32(v) => v.to_le_bytes().to_vec(),
-            Arg::U32(v) => v.to_le_bytes().to_vec(),
-            Arg::F32(v) => v.to_le_bytes().to_vec(),
-            Arg::Struct(bytes) => bytes.clone(),
-        }
     }
 
     /// Copies the inputs, runs every step once, and copies the outputs; returns when they are there.

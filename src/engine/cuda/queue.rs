@@ -135,16 +135,8 @@ impl<'env> Batch<'_, 'env> {
             self.queue.functions.insert(key, function);
         }
         let Some(function) = self.queue.functions.get(&key) else { return Ok(()) };
-        let pack = |arg: &Arg| match arg {
-            Arg::Pointer(_) | Arg::Null => 0u64.to_le_bytes().to_vec(),
-            Arg::Real(_) => vec![0; 16],
-            Arg::I32(v) => v.to_le_bytes().to_vec(),
-            Arg::U32(v) => v.to_le_bytes().to_vec(),
-            Arg::F32(v) => v.to_le_bytes().to_vec(),
-            Arg::Struct(bytes) => bytes.clone(),
-        };
         debug_assert!(!launch.args.iter().any(|a| matches!(a, Arg::Pointer(_) | Arg::Real(_))));
-        let mut packed: Vec<Vec<u8>> = launch.args.iter().map(pack).collect();
+        let mut packed: Vec<Vec<u8>> = launch.args.iter().map(|arg| arg.bytes(|_| None)).collect();
         launch_packed(&self.queue.stream, function, launch, &mut packed)
     }
 }
