@@ -2,8 +2,6 @@
 //! All memory checks are on; a fault of a kernel is a failing command.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,7 +11,10 @@ use inspectd::nets::{Arch, random_weights, save_weights};
 use inspectd::weights::{RawData, read_tensors, write_tensors};
 use serde_json::Value;
 
+mod http;
 mod untaught;
+
+use http::get;
 
 /// For five verdicts of a debug build on a loaded machine; a good run takes a small part of it.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -251,14 +252,6 @@ fn wait<T>(what: &str, child: &mut Child, log: &Path, mut find: impl FnMut() -> 
         assert!(runs, "{what} never came: {}", std::fs::read_to_string(log).unwrap_or_default());
         std::thread::sleep(Duration::from_millis(10));
     }
-}
-
-fn get(address: &str, path: &str) -> String {
-    let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).unwrap();
-    String::from_utf8_lossy(&answer).into_owned()
 }
 
 #[test]

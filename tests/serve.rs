@@ -1,8 +1,6 @@
 //! The daemon as systemd and an operator see it: the real binary, GStreamer's test pictures, signals,
 //! HTTP, exit codes. Waits for what it expects, and fails if it does not come.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -10,7 +8,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+mod http;
 mod untaught;
+
+use http::get;
 
 /// Long enough for a debug build on a loaded machine; a good run waits for a small part of it.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -114,14 +115,6 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn get(address: &str, path: &str) -> String {
-    let mut stream = TcpStream::connect(address).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).unwrap();
-    String::from_utf8_lossy(&answer).into_owned()
 }
 
 /// Sum of the samples of a metric for a line.

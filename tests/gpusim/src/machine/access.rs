@@ -1,6 +1,10 @@
 //! Loads, stores and atomics: one request of a warp at a time, checked.
 
-use super::global::Wrong;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::global::{Who, Wrong};
+use super::memory::Allocation;
+use super::shared::{Order, Shared, SharedWrong};
 use super::worker::{Kind, Run, State, Warp};
 use crate::ptx::instruction::{Address, Atomic, NONE, Row, Space, Type};
 
@@ -166,6 +170,65 @@ impl State {
         good
     }
 
+    /// Checks the lanes' accesses to an allocation, by their offsets in it.
+    #[inline(always)]
+    fn check_global(
+        &mut self,
+        run: &Run<'_>,
+        warp: usize,
+        r: &Request,
+        allocation: &Allocation,
+        mask: u32,
+        check: impl Fn(usize, Who) -> Option<Wrong>,
+    ) {
+        if !run.check {
+            return;
+        }
+        allocation.used.store(true, Relaxed);
+        for lane in lanes(mask) {
+            let who = self.who(run, warp, lane);
+            if let Some(wrong) = check((r.at[lane] - allocation.address) as usize, who) {
+                self.wrong(run, wrong, "global", r.place, warp * 32 + lane, r.at[lane]);
+            }
+        }
+    }
+
+    /// Checks a lane's access to shared memory.
+    #[inline(always)]
+    fn check_shared(
+        &mut self,
+        run: &Run<'_>,
+        warp: usize,
+        r: &Request,
+        lane: usize,
+        check: impl FnOnce(&mut Shared, &Order, u16) -> Option<SharedWrong>,
+    ) {
+        if !run.check {
+            return;
+        }
+        let thread = warp * 32 + lane;
+        if let Some(wrong) = check(&mut self.shared, &self.order, thread as u16) {
+            self.shared_wrong(run, wrong, r.place, thread, r.at[lane]);
+        }
+    }
+
+    /// Where a lane's bytes lie in the local memory of its warp; outside of it is reported.
+    fn local_at(
+        &mut self,
+        run: &Run<'_>,
+        warp: usize,
+        lane: usize,
+        r: &Request,
+        bytes: usize,
+    ) -> Option<usize> {
+        let each = run.kernel.local_bytes;
+        if r.at[lane].saturating_add(bytes as u64) > each as u64 {
+            self.outside(run, warp, lane, r, "local");
+            return None;
+        }
+        Some(lane * each + r.at[lane] as usize)
+    }
+
     fn outside(&mut self, run: &Run<'_>, warp: usize, lane: usize, r: &Request, space: &str) {
         let what = format!("access outside {space} memory at {:#x}", r.at[lane]);
         self.fault(run, Kind::Bounds, r.place, warp * 32 + lane, what);
@@ -221,17 +284,9 @@ pub fn load(run: &Run<'_>, state: &mut State, warp: &mut Warp, request: Request,
                     state.next_allocation(run, warp.index, &r, &mut rest, bytes, "read")
                 {
                     let a = &run.memory.allocations[index];
-                    if run.check {
-                        a.used.store(true, std::sync::atomic::Ordering::Relaxed);
-                        for lane in lanes(mask) {
-                            let who = state.who(run, warp.index, lane);
-                            let offset = (r.at[lane] - a.address) as usize;
-                            if let Some(wrong) = a.check_read(offset, bytes, who) {
-                                let thread = warp.index * 32 + lane;
-                                state.wrong(run, wrong, "global", r.place, thread, r.at[lane]);
-                            }
-                        }
-                    }
+                    state.check_global(run, warp.index, &r, a, mask, |offset, who| {
+                        a.check_read(offset, bytes, who)
+                    });
                     for part in 0..count {
                         for lane in lanes(mask) {
                             let offset = (r.at[lane] - a.address) as usize + part * size;
@@ -245,13 +300,9 @@ pub fn load(run: &Run<'_>, state: &mut State, warp: &mut Warp, request: Request,
                 let mask = state.in_shared(run, warp.index, &r, r.mask, bytes);
                 for lane in lanes(mask) {
                     let offset = r.at[lane] as usize;
-                    if run.check {
-                        let me = (warp.index * 32 + lane) as u16;
-                        let found = state.shared.check_read(offset, bytes, me, false, &state.order);
-                        if let Some(wrong) = found {
-                            state.shared_wrong(run, wrong, r.place, usize::from(me), r.at[lane]);
-                        }
-                    }
+                    state.check_shared(run, warp.index, &r, lane, |shared, order, me| {
+                        shared.check_read(offset, bytes, me, false, order)
+                    });
                     for part in 0..count {
                         let value = state.shared.load(offset + part * size, size);
                         shape.set(warp, part, lane, value);
@@ -273,13 +324,8 @@ pub fn load(run: &Run<'_>, state: &mut State, warp: &mut Warp, request: Request,
                 }
             }
             _ => {
-                let each = run.kernel.local_bytes;
                 for lane in lanes(r.mask) {
-                    if r.at[lane].saturating_add(bytes as u64) > each as u64 {
-                        state.outside(run, warp.index, lane, &r, "local");
-                        continue;
-                    }
-                    let at = lane * each + r.at[lane] as usize;
+                    let Some(at) = state.local_at(run, warp.index, lane, &r, bytes) else { continue };
                     for part in 0..count {
                         let mut word = [0; 8];
                         word[..size].copy_from_slice(&warp.local[at + part * size..][..size]);
@@ -308,17 +354,9 @@ pub fn store(run: &Run<'_>, state: &mut State, warp: &mut Warp, request: Request
                     state.next_allocation(run, warp.index, &r, &mut rest, bytes, "write")
                 {
                     let a = &run.memory.allocations[index];
-                    if run.check {
-                        a.used.store(true, std::sync::atomic::Ordering::Relaxed);
-                        for lane in lanes(mask) {
-                            let who = state.who(run, warp.index, lane);
-                            let offset = (r.at[lane] - a.address) as usize;
-                            if let Some(wrong) = a.check_write(offset, bytes, who, false) {
-                                let thread = warp.index * 32 + lane;
-                                state.wrong(run, wrong, "global", r.place, thread, r.at[lane]);
-                            }
-                        }
-                    }
+                    state.check_global(run, warp.index, &r, a, mask, |offset, who| {
+                        a.check_write(offset, bytes, who, false)
+                    });
                     for part in 0..count {
                         for lane in lanes(mask) {
                             let offset = (r.at[lane] - a.address) as usize + part * size;
@@ -333,30 +371,21 @@ pub fn store(run: &Run<'_>, state: &mut State, warp: &mut Warp, request: Request
                 let ones = if size == 8 { u64::MAX } else { (1 << (8 * size)) - 1 };
                 for lane in lanes(mask) {
                     let offset = r.at[lane] as usize;
-                    if run.check {
-                        let same = (0..count).all(|part| {
-                            state.shared.load(offset + part * size, size)
-                                == shape.get(warp, part, lane) & ones
-                        });
-                        let me = (warp.index * 32 + lane) as u16;
-                        let found = state.shared.check_write(offset, bytes, me, same, false, &state.order);
-                        if let Some(wrong) = found {
-                            state.shared_wrong(run, wrong, r.place, usize::from(me), r.at[lane]);
-                        }
-                    }
+                    state.check_shared(run, warp.index, &r, lane, |shared, order, me| {
+                        let kept = |part| {
+                            shared.load(offset + part * size, size) == shape.get(warp, part, lane) & ones
+                        };
+                        let same = (0..count).all(kept);
+                        shared.check_write(offset, bytes, me, same, false, order)
+                    });
                     for part in 0..count {
                         state.shared.store(offset + part * size, size, shape.get(warp, part, lane));
                     }
                 }
             }
             Space::Local => {
-                let each = run.kernel.local_bytes;
                 for lane in lanes(r.mask) {
-                    if r.at[lane].saturating_add(bytes as u64) > each as u64 {
-                        state.outside(run, warp.index, lane, &r, "local");
-                        continue;
-                    }
-                    let at = lane * each + r.at[lane] as usize;
+                    let Some(at) = state.local_at(run, warp.index, lane, &r, bytes) else { continue };
                     for part in 0..count {
                         let value = shape.get(warp, part, lane).to_le_bytes();
                         warp.local[at + part * size..][..size].copy_from_slice(&value[..size]);
@@ -438,7 +467,6 @@ pub struct AtomicOperands {
 }
 
 pub fn atomic(run: &Run<'_>, state: &mut State, warp: &mut Warp, request: Request, o: &AtomicOperands) {
-    use std::sync::atomic::Ordering::Relaxed;
     let bytes = o.ty.bytes();
     let (a, b, d) = ([o.a], [o.b], [o.d]);
     let operand = |rows| Shape { ty: o.ty, rows, double: bytes == 8 };
@@ -457,16 +485,10 @@ pub fn atomic(run: &Run<'_>, state: &mut State, warp: &mut Warp, request: Reques
                     state.next_allocation(run, warp.index, &r, &mut rest, bytes, "atomic")
                 {
                     let allocation = &run.memory.allocations[index];
+                    let check = |offset, who| allocation.check_write(offset, bytes, who, true);
+                    state.check_global(run, warp.index, &r, allocation, mask, check);
                     for lane in lanes(mask) {
                         let offset = (r.at[lane] - allocation.address) as usize;
-                        if run.check {
-                            allocation.used.store(true, Relaxed);
-                            let who = state.who(run, warp.index, lane);
-                            if let Some(wrong) = allocation.check_write(offset, bytes, who, true) {
-                                let thread = warp.index * 32 + lane;
-                                state.wrong(run, wrong, "global", r.place, thread, r.at[lane]);
-                            }
-                        }
                         let old = if bytes == 4 {
                             let step = |old| Some(one(u64::from(old), warp, lane) as u32);
                             let found = allocation.data.u32(offset).fetch_update(Relaxed, Relaxed, step);
@@ -485,13 +507,9 @@ pub fn atomic(run: &Run<'_>, state: &mut State, warp: &mut Warp, request: Reques
                 let mask = state.in_shared(run, warp.index, &r, r.mask, bytes);
                 for lane in lanes(mask) {
                     let offset = r.at[lane] as usize;
-                    if run.check {
-                        let me = (warp.index * 32 + lane) as u16;
-                        let found = state.shared.check_write(offset, bytes, me, false, true, &state.order);
-                        if let Some(wrong) = found {
-                            state.shared_wrong(run, wrong, r.place, usize::from(me), r.at[lane]);
-                        }
-                    }
+                    state.check_shared(run, warp.index, &r, lane, |shared, order, me| {
+                        shared.check_write(offset, bytes, me, false, true, order)
+                    });
                     let old = state.shared.load(offset, bytes);
                     state.shared.store(offset, bytes, one(old, warp, lane));
                     operand(&d).set(warp, 0, lane, old);

@@ -108,6 +108,20 @@ pub fn execute(run: &Run<'_>, state: &mut State, warp: &mut Warp, ins: &Instruct
             }
         }};
     }
+    // a in the lanes of p, b in the others.
+    macro_rules! select {
+        ($double:expr, $d:expr, $a:expr, $b:expr, $p:expr) => {
+            if *$double {
+                let mut out = *dd!($b);
+                put(&mut out, *dd!($a), $p);
+                double!($d, out)
+            } else {
+                let mut out = *w!($b);
+                put(&mut out, *w!($a), $p);
+                word!($d, out)
+            }
+        };
+    }
     match &ins.op {
         Op::Int2 { op, ty, d, a, b } => match (ty, op) {
             (Int::U64 | Int::S64, Int2::Shl | Int2::Shr) => {
@@ -274,15 +288,7 @@ pub fn execute(run: &Run<'_>, state: &mut State, warp: &mut Warp, ins: &Instruct
         }
         Op::Selp { double, d, a, b, p, negate } => {
             let p = warp.predicates[*p as usize] ^ if *negate { u32::MAX } else { 0 };
-            if *double {
-                let mut out = *dd!(b);
-                put(&mut out, *dd!(a), p);
-                double!(d, out)
-            } else {
-                let mut out = *w!(b);
-                put(&mut out, *w!(a), p);
-                word!(d, out)
-            }
+            select!(double, d, a, b, p)
         }
         Op::Slct { double, float, d, a, b, c } => {
             let p = if *float {
@@ -290,15 +296,7 @@ pub fn execute(run: &Run<'_>, state: &mut State, warp: &mut Warp, ins: &Instruct
             } else {
                 compare_with(Compare::Ge, &map1(w!(c), |x| x as i32), &[0; 32])
             };
-            if *double {
-                let mut out = *dd!(b);
-                put(&mut out, *dd!(a), p);
-                double!(d, out)
-            } else {
-                let mut out = *w!(b);
-                put(&mut out, *w!(a), p);
-                word!(d, out)
-            }
+            select!(double, d, a, b, p)
         }
         Op::Logic { op, d, a, b } => {
             let value = combined(warp, warp.predicates[*a as usize], Some((*op, *b, false)));

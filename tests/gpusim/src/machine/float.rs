@@ -152,19 +152,22 @@ pub fn single_fma(mode: Mode, a: &Words, b: &Words, c: &Words) -> Words {
     })
 }
 
-fn one(op: Float1, x: f32) -> f32 {
-    match op {
-        Float1::Neg => -x,
-        Float1::Abs => x.abs(),
-        Float1::Sqrt => x.sqrt(),
-        Float1::Rcp => 1.0 / x,
-        Float1::Rsqrt => 1.0 / x.sqrt(),
-        Float1::Ex2 => x.exp2(),
-        Float1::Lg2 => x.log2(),
-        Float1::Sin => x.sin(),
-        Float1::Cos => x.cos(),
-        Float1::Tanh => x.tanh(),
-    }
+/// A function of one number, of either precision.
+macro_rules! one {
+    ($op:expr, $x:expr) => {
+        match $op {
+            Float1::Neg => -$x,
+            Float1::Abs => $x.abs(),
+            Float1::Sqrt => $x.sqrt(),
+            Float1::Rcp => 1.0 / $x,
+            Float1::Rsqrt => 1.0 / $x.sqrt(),
+            Float1::Ex2 => $x.exp2(),
+            Float1::Lg2 => $x.log2(),
+            Float1::Sin => $x.sin(),
+            Float1::Cos => $x.cos(),
+            Float1::Tanh => $x.tanh(),
+        }
+    };
 }
 
 /// Only lanes of the mask where the function is slow.
@@ -190,7 +193,7 @@ pub fn single1(op: Float1, mode: Mode, a: &Words, mask: u32) -> Words {
                 (Float1::Rcp, round @ (Round::Zero | Round::Down | Round::Up)) => {
                     narrow(1.0 / f64::from(x), round)
                 }
-                _ => one(op, x),
+                _ => one!(op, x),
             };
             out[i] = finish(value, mode).to_bits();
         }
@@ -221,19 +224,7 @@ pub fn double_fma(a: &Doubles, b: &Doubles, c: &Doubles) -> Doubles {
 pub fn double1(op: Float1, a: &Doubles) -> Doubles {
     map1(a, |x| {
         let x = f64::from_bits(x);
-        match op {
-            Float1::Neg => -x,
-            Float1::Abs => x.abs(),
-            Float1::Sqrt => x.sqrt(),
-            Float1::Rcp => 1.0 / x,
-            Float1::Rsqrt => 1.0 / x.sqrt(),
-            Float1::Ex2 => x.exp2(),
-            Float1::Lg2 => x.log2(),
-            Float1::Sin => x.sin(),
-            Float1::Cos => x.cos(),
-            Float1::Tanh => x.tanh(),
-        }
-        .to_bits()
+        one!(op, x).to_bits()
     })
 }
 
@@ -272,7 +263,7 @@ pub fn half1(op: Float1, packed: bool, a: &Words) -> Words {
         halves(packed, |s| match op {
             Float1::Neg => x >> s & 0xffff ^ 0x8000,
             Float1::Abs => x >> s & 0x7fff,
-            op => pack(one(op, h(x >> s))),
+            op => pack(one!(op, h(x >> s))),
         })
     })
 }
