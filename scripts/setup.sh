@@ -50,9 +50,10 @@ flock -n 9 || { note "another setup.sh is running here; waiting for it" && flock
 # ---------------------------------------------------------------- system
 
 # libc6-dev and pkg-config by name: without recommended packages gcc brings neither.
+# cmake, nasm: libjpeg-turbo is built from source, its 3.x is newer than most distributions' own.
 # plugins-bad: bayer2rgb, h264parse; plugins-good: v4l2src, rtspsrc, jpegdec, pngdec, multifilesrc.
 PACKAGES=(
-    gcc libc6-dev pkg-config ca-certificates
+    gcc libc6-dev pkg-config ca-certificates cmake make nasm
     libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev
     gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad
 )
