@@ -9,7 +9,7 @@ use super::raw::Value;
 /// One difference between two configurations.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
-    /// `line` is `None` for the daemon's own keys.
+    /// `line` is `None` for keys of tables beside the lines.
     Key {
         line: Option<LineName>,
         key: &'static Key,
@@ -41,7 +41,7 @@ impl fmt::Display for Change {
             Change::Key { line, key, from, to } => {
                 match line {
                     Some(line) => write!(f, "line {line}: ")?,
-                    None => write!(f, "daemon: ")?,
+                    None => write!(f, "{}: ", key.section.name())?,
                 }
                 write!(f, "{} from {} to {}", key.name, show(from), show(to))
             }

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::diagnostic::Diagnostics;
+use super::keys::Section;
 use super::meant::resolve;
 use super::raw::{RawConfig, RawSection, Value};
 
@@ -42,11 +43,11 @@ pub fn claims(raw: &RawConfig, base: &Path) -> Vec<FileClaim> {
             claims.push(FileClaim { path: resolve(base, text), span, key: section.path_of(name), wants });
         }
     };
-    claim(&raw.daemon, "state_dir", Wants::WritableFolder);
+    claim(raw.top.section(Section::Daemon), "state_dir", Wants::WritableFolder);
     for line in &raw.lines {
-        claim(&line.line, "model", Wants::ReadableFile);
-        claim(&line.outputs, "verdicts", Wants::WritableFile);
-        claim(&line.outputs, "heatmaps", Wants::WritableFolder);
+        claim(line.section(Section::Line), "model", Wants::ReadableFile);
+        claim(line.section(Section::Outputs), "verdicts", Wants::WritableFile);
+        claim(line.section(Section::Outputs), "heatmaps", Wants::WritableFolder);
     }
     claims
 }

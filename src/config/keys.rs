@@ -3,7 +3,8 @@
 
 use std::fmt;
 
-/// The tables a configuration is made of.
+/// The tables a configuration is made of. Every table but `[[line]]` may be left out: its keys then have
+/// their defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Section {
     Daemon,
@@ -13,15 +14,45 @@ pub enum Section {
 }
 
 impl Section {
-    pub const ALL: [Section; 4] = [Section::Daemon, Section::Line, Section::Thresholds, Section::Outputs];
+    /// Tables of their own, in the order of the example.
+    pub const TOP: &[Section] = &[Section::Daemon];
+    /// Tables inside each `[[line]]`.
+    pub const IN_LINE: &[Section] = &[Section::Thresholds, Section::Outputs];
+
+    /// Every table, in the order of the example.
+    pub fn all() -> impl Iterator<Item = Section> {
+        Self::TOP.iter().chain(&[Section::Line]).chain(Self::IN_LINE).copied()
+    }
+
+    /// The table's own name, without the line's.
+    pub fn name(self) -> &'static str {
+        match self {
+            Section::Daemon => "daemon",
+            Section::Line => "line",
+            Section::Thresholds => "thresholds",
+            Section::Outputs => "outputs",
+        }
+    }
 
     /// As written in the file.
-    pub fn header(self) -> &'static str {
+    pub fn header(self) -> String {
         match self {
-            Section::Daemon => "[daemon]",
-            Section::Line => "[[line]]",
-            Section::Thresholds => "[line.thresholds]",
-            Section::Outputs => "[line.outputs]",
+            Section::Line => "[[line]]".to_owned(),
+            inner if Self::IN_LINE.contains(&inner) => format!("[line.{}]", inner.name()),
+            top => format!("[{}]", top.name()),
+        }
+    }
+
+    /// What the table is for.
+    pub(super) fn about(self) -> &'static str {
+        match self {
+            Section::Daemon => "The daemon itself.",
+            Section::Line => {
+                "One production line: a camera, a model and what its verdicts drive. Repeat this table, and \
+                 those that follow, for each."
+            }
+            Section::Thresholds => "Overrides of the thresholds that the model was given when it was taught.",
+            Section::Outputs => "What becomes of verdicts.",
         }
     }
 

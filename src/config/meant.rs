@@ -10,8 +10,8 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::diagnostic::Diagnostics;
-use super::keys::Key;
-use super::raw::{RawConfig, RawLine, RawSection, Value};
+use super::keys::{Key, Section};
+use super::raw::{RawConfig, RawGroup, RawSection, Value};
 use crate::engine::DeviceName;
 use crate::imaging::Roi;
 
@@ -148,7 +148,7 @@ pub struct Config {
     pub daemon: DaemonConfig,
     /// At least one.
     pub lines: Vec<LineConfig>,
-    /// Of [`DaemonConfig`]; the lines have their own.
+    /// Of all tables but the lines', which have their own.
     pub settings: Settings,
 }
 
@@ -234,7 +234,7 @@ pub fn mean(raw: RawConfig, base: &Path, text: &str, out: &mut Diagnostics<'_>) 
             );
         }
     }
-    let daemon = daemon(&raw.daemon, base, out);
+    let daemon = daemon(raw.top.section(Section::Daemon), base, out);
     let mut lines: Vec<LineConfig> = Vec::new();
     let mut claimed: Vec<(PathBuf, String)> = Vec::new();
     for raw_line in raw.lines {
@@ -247,7 +247,7 @@ pub fn mean(raw: RawConfig, base: &Path, text: &str, out: &mut Diagnostics<'_>) 
                 .map(|n| format!("{}-{n}", line.name))
                 .find(|name| lines.iter().all(|other| other.name.as_str() != name));
             refuse(
-                &raw_line.line,
+                raw_line.section(Section::Line),
                 "name",
                 format!("two lines are called \"{}\"", line.name),
                 format!("name = \"{}\"", free.unwrap_or_default()),
@@ -257,7 +257,7 @@ pub fn mean(raw: RawConfig, base: &Path, text: &str, out: &mut Diagnostics<'_>) 
             match claimed.iter().find(|(path, _)| path == folder) {
                 // Each line keeps its own number of pictures, so two in one folder would fight.
                 Some((_, other)) => refuse(
-                    &raw_line.outputs,
+                    raw_line.section(Section::Outputs),
                     "heatmaps",
                     format!("line \"{other}\" already keeps its heatmaps in {}", folder.display()),
                     format!("heatmaps = {:?}", folder.join(line.name.as_str())),
@@ -265,11 +265,9 @@ pub fn mean(raw: RawConfig, base: &Path, text: &str, out: &mut Diagnostics<'_>) 
                 None => claimed.push((folder.clone(), line.name.to_string())),
             }
         }
-        let RawLine { line: a, thresholds: b, outputs: c } = raw_line;
-        let settings = a.into_settings().into_iter().chain(b.into_settings()).chain(c.into_settings());
-        lines.push(LineConfig { settings: settings.collect(), ..line });
+        lines.push(LineConfig { settings: raw_line.into_settings(), ..line });
     }
-    Config { daemon, lines, settings: raw.daemon.into_settings() }
+    Config { daemon, lines, settings: raw.top.into_settings() }
 }
 
 fn daemon(section: &RawSection, base: &Path, out: &mut Diagnostics<'_>) -> DaemonConfig {
@@ -290,10 +288,10 @@ fn daemon(section: &RawSection, base: &Path, out: &mut Diagnostics<'_>) -> Daemo
     }
 }
 
-fn line(raw: &RawLine, base: &Path, out: &mut Diagnostics<'_>) -> LineConfig {
-    let thresholds = thresholds(&mut Reader { section: &raw.thresholds, base, out });
-    let outputs = outputs(&Reader { section: &raw.outputs, base, out });
-    let mut read = Reader { section: &raw.line, base, out };
+fn line(raw: &RawGroup, base: &Path, out: &mut Diagnostics<'_>) -> LineConfig {
+    let thresholds = thresholds(&mut Reader { section: raw.section(Section::Thresholds), base, out });
+    let outputs = outputs(&Reader { section: raw.section(Section::Outputs), base, out });
+    let mut read = Reader { section: raw.section(Section::Line), base, out };
     let (slots, queue) = (read.integer("slots"), read.integer("queue"));
     if slots > 0 && queue + SLOTS_BESIDE_QUEUE > slots {
         read.refuse(

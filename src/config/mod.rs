@@ -30,8 +30,8 @@ pub use meant::{
     Config, ConfigHash, DaemonConfig, DropPolicy, HeatmapsOf, LineConfig, LineName, LogFormat, OnEos,
     OutputsConfig, SLOTS_BESIDE_QUEUE, Settings, Sink, ThresholdOverride,
 };
-use raw::RawSection;
 pub use raw::Value;
+use raw::{RawGroup, RawSection};
 pub use reference::example;
 
 /// Larger files are refused: a configuration of a hundred lines has 100 KB.
@@ -104,7 +104,7 @@ fn understand(
     if examine.is_some() {
         files::check(&files::claims(&raw, base), &mut out);
     }
-    let sections = raw.lines.iter().flat_map(|raw| [&raw.line, &raw.thresholds, &raw.outputs]);
+    let sections = raw.lines.iter().flat_map(RawGroup::sections);
     let places: Vec<(String, Range<usize>)> = sections.flat_map(RawSection::places).collect();
     let config = meant::mean(raw, base, text, &mut out);
     if let Some(examine) = examine.filter(|_| out.is_empty()) {

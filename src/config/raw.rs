@@ -68,17 +68,33 @@ impl RawSection {
     }
 }
 
+/// A table and those inside it, or tables side by side.
 #[derive(Debug)]
-pub struct RawLine {
-    pub line: RawSection,
-    pub thresholds: RawSection,
-    pub outputs: RawSection,
+pub struct RawGroup(Vec<(Section, RawSection)>);
+
+impl RawGroup {
+    /// The table of a section that this group has.
+    pub fn section(&self, section: Section) -> &RawSection {
+        let found = self.0.iter().find(|(of, _)| *of == section);
+        // Groups are made of whole lists of sections, so this is about which list is asked.
+        &found.unwrap_or_else(|| unreachable!("{} is not of this group", section.name())).1
+    }
+
+    pub fn sections(&self) -> impl Iterator<Item = &RawSection> {
+        self.0.iter().map(|(_, section)| section)
+    }
+
+    pub fn into_settings(self) -> Vec<(&'static Key, Option<Value>)> {
+        self.0.into_iter().flat_map(|(_, section)| section.into_settings()).collect()
+    }
 }
 
 #[derive(Debug)]
 pub struct RawConfig {
-    pub daemon: RawSection,
-    pub lines: Vec<RawLine>,
+    /// [`Section::TOP`].
+    pub top: RawGroup,
+    /// Each [`Section::Line`] and [`Section::IN_LINE`].
+    pub lines: Vec<RawGroup>,
 }
 
 /// Reads `text`. Mistakes go to `out`; what could be read is returned in any case.
@@ -91,20 +107,10 @@ pub fn read(text: &str, out: &mut Diagnostics<'_>) -> RawConfig {
         };
         out.add(error.span().unwrap_or(0..0), "", format!("this is not TOML: {}", error.message()), help);
     }
-    let empty = DeTable::new();
-    let mut daemon = None;
+    let table = document.get_ref();
     let mut lines = Vec::new();
-    for (name, value) in document.get_ref() {
+    for (name, value) in table {
         match (name.get_ref().as_ref(), value.get_ref()) {
-            ("daemon", DeValue::Table(table)) => {
-                daemon = Some(section(Section::Daemon, table, value.span(), "daemon", &[], out));
-            }
-            ("daemon", _) => out.add(
-                name.span(),
-                "daemon",
-                "`daemon` is a table".to_owned(),
-                Some("[daemon] on a line of its own".to_owned()),
-            ),
             ("line", DeValue::Array(array)) => {
                 for (i, item) in array.iter().enumerate() {
                     match item.get_ref() {
@@ -127,51 +133,60 @@ pub fn read(text: &str, out: &mut Diagnostics<'_>) -> RawConfig {
                 );
                 lines.push(line(table, value.span(), 0, out));
             }
+            (known, _) if Section::TOP.iter().any(|section| section.name() == known) => {}
             (other, _) => unknown_top(other, name.span(), out),
         }
     }
-    RawConfig {
-        daemon: daemon.unwrap_or_else(|| section(Section::Daemon, &empty, 0..0, "daemon", &[], out)),
-        lines,
-    }
+    RawConfig { top: group(Section::TOP, table, 0..0, "", out), lines }
 }
 
 fn unknown_top(name: &str, span: Range<usize>, out: &mut Diagnostics<'_>) {
-    let help = match (nearest(name, ["daemon", "line"]), KEYS.iter().find(|key| key.name == name)) {
-        (Some("daemon"), _) => "[daemon]".to_owned(),
-        (Some(_), _) => "[[line]]".to_owned(),
+    let tables = || Section::TOP.iter().chain(&[Section::Line]);
+    let near = nearest(name, tables().map(|section| section.name()));
+    let near = tables().find(|section| Some(section.name()) == near);
+    let help = match (near, KEYS.iter().find(|key| key.name == name)) {
+        (Some(section), _) => section.header(),
         (None, Some(key)) => format!("put it under {}", key.section.header()),
-        (None, None) => "a configuration has [daemon] and [[line]]".to_owned(),
+        (None, None) => {
+            let all: Vec<String> = tables().map(|section| section.header()).collect();
+            format!("a configuration has {}", all.join(", "))
+        }
     };
     out.add(span, name, format!("`{name}` is not known here"), Some(help));
 }
 
-fn line(table: &DeTable<'_>, header: Range<usize>, index: usize, out: &mut Diagnostics<'_>) -> RawLine {
+fn line(table: &DeTable<'_>, header: Range<usize>, index: usize, out: &mut Diagnostics<'_>) -> RawGroup {
     let path = format!("line[{index}]");
+    let mut group = group(Section::IN_LINE, table, header.clone(), &path, out);
+    let inner: Vec<&str> = Section::IN_LINE.iter().map(|section| section.name()).collect();
+    group.0.push((Section::Line, section(Section::Line, table, header, &path, &inner, out)));
+    group
+}
+
+/// Reads those tables in `table`, whose header stands at `header`, that have a name of `sections`.
+fn group(
+    sections: &[Section],
+    table: &DeTable<'_>,
+    header: Range<usize>,
+    path: &str,
+    out: &mut Diagnostics<'_>,
+) -> RawGroup {
     let empty = DeTable::new();
-    let sub = |section_: Section, name: &str, out: &mut Diagnostics<'_>| {
-        let path = format!("{path}.{name}");
-        match table.get(name).map(|value| (value.get_ref(), value.span())) {
-            Some((DeValue::Table(table), span)) => section(section_, table, span, &path, &[], out),
+    let mut read = |&of: &Section| {
+        let name = of.name();
+        let path = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+        let (table, header) = match table.get(name).map(|value| (value.get_ref(), value.span())) {
+            Some((DeValue::Table(table), span)) => (table, span),
             Some((_, span)) => {
-                out.add(
-                    span,
-                    &path,
-                    format!("`{name}` is a table"),
-                    Some(format!("{} on a line of its own", section_.header())),
-                );
-                section(section_, &empty, header.clone(), &path, &[], out)
+                let help = format!("{} on a line of its own", of.header());
+                out.add(span, &path, format!("`{name}` is a table"), Some(help));
+                (&empty, header.clone())
             }
-            None => section(section_, &empty, header.clone(), &path, &[], out),
-        }
+            None => (&empty, header.clone()),
+        };
+        (of, section(of, table, header, &path, &[], out))
     };
-    let thresholds = sub(Section::Thresholds, "thresholds", out);
-    let outputs = sub(Section::Outputs, "outputs", out);
-    RawLine {
-        line: section(Section::Line, table, header.clone(), &path, &["thresholds", "outputs"], out),
-        thresholds,
-        outputs,
-    }
+    RawGroup(sections.iter().map(&mut read).collect())
 }
 
 /// Reads one table by the keys of its section; `inner` names the tables in it, read elsewhere.
@@ -180,7 +195,7 @@ fn section(
     table: &DeTable<'_>,
     header: Range<usize>,
     path: &str,
-    inner: &[&'static str],
+    inner: &[&str],
     out: &mut Diagnostics<'_>,
 ) -> RawSection {
     for (name, _) in table {
@@ -205,7 +220,7 @@ fn unknown_key(
     name: &str,
     span: Range<usize>,
     path: &str,
-    inner: &[&'static str],
+    inner: &[&str],
     out: &mut Diagnostics<'_>,
 ) {
     let here: Vec<&str> = section.keys().map(|key| key.name).chain(inner.iter().copied()).collect();

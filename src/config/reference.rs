@@ -18,17 +18,8 @@ const HEAD: &str = "\
 /// The example. It can be used as it stands, once its model exists.
 pub fn example() -> String {
     let mut text = HEAD.to_owned();
-    for section in Section::ALL {
-        let about = match section {
-            Section::Daemon => "The daemon itself.",
-            Section::Line => {
-                "One production line: a camera, a model and what its verdicts drive. Repeat this table, and \
-                 those that follow, for each."
-            }
-            Section::Thresholds => "Overrides of the thresholds that the model was given when it was taught.",
-            Section::Outputs => "What becomes of verdicts.",
-        };
-        let _ = write!(text, "\n# {}\n{}\n", wrap(about), section.header());
+    for section in Section::all() {
+        let _ = write!(text, "\n# {}\n{}\n", wrap(section.about()), section.header());
         for key in KEYS.iter().filter(|key| key.section == section) {
             let _ = write!(text, "\n# {}\n{}\n", wrap(&comment(key)), assignment(key));
         }

@@ -257,6 +257,7 @@ fn changed(key: &'static Key) -> String {
     };
     match key.section {
         Section::Daemon => base.replace("[daemon]\n", &format!("[daemon]\n{set}")),
+        top if Section::TOP.contains(&top) => format!("{}\n{set}\n{base}", top.header()),
         Section::Line => base.replacen("[[line]]\n", &format!("[[line]]\n{set}"), 1),
         _ => base.replacen(
             "\n[[line]]\nname = \"right\"",

@@ -145,6 +145,7 @@ pub fn verdict_name(verdict: Verdict) -> &'static str {
         Verdict::Unsure => "unsure",
         Verdict::Bad => "bad",
         Verdict::Late => "late",
+        Verdict::Unjudged => "unjudged",
     }
 }
 

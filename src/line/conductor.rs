@@ -16,7 +16,7 @@ use super::shared::LineShared;
 use super::{Picture, Problem};
 use crate::imaging::{Heatmap, Roi};
 use crate::model::Verdict;
-use crate::outputs::{FrameHash, HeatmapJob, HeatmapWriter, LateReason, Record, Rules, VerdictWriter};
+use crate::outputs::{FrameHash, HeatmapJob, HeatmapWriter, Reason, Record, Rules, VerdictWriter};
 use crate::telemetry::{LineEvent, Output, OutputFault};
 
 /// What the verdict thread is told.
@@ -162,7 +162,7 @@ impl<P: Picture> Conductor<P> {
         for id in late.drain(..) {
             self.publish(id.line, None);
             let (record, _) = self.verdict(id, Verdict::Late, None, now);
-            self.submit(Record { late: Some(LateReason::Deadline), ..record });
+            self.submit(Record { reason: Some(Reason::Deadline), ..record });
         }
         self.late = late;
     }
@@ -183,7 +183,7 @@ impl<P: Picture> Conductor<P> {
                 let verdict = self.seats[line].rules.thresholds.verdict(score);
                 Some((id, verdict, Ok(score)))
             }
-            (Some(id), Err(error)) => Some((id, Verdict::Late, Err(error))),
+            (Some(id), Err(error)) => Some((id, Verdict::Unjudged, Err(error))),
         };
         let Some((id, verdict, score)) = outcome else {
             self.maps.extend(map);
@@ -210,7 +210,7 @@ impl<P: Picture> Conductor<P> {
             sequence: id.sequence,
             captured_at: wall_clock(latency),
             verdict,
-            late: None,
+            reason: None,
             score,
             latency,
             frame_hash: None,
@@ -229,10 +229,10 @@ impl<P: Picture> Conductor<P> {
         score: Result<f32, Problem>,
     ) {
         if let Err(error) = score {
-            record.late = Some(LateReason::JudgeFailed);
+            record.reason = Some(Reason::JudgeFailed);
             record.telemetry.emit(LineEvent::JudgeFailed { sequence: record.sequence, error: &error });
         }
-        if record.rules.verdicts.is_some() {
+        if record.rules.drive_anything() {
             record.frame_hash = Some(FrameHash::of(&picture.view()));
         }
         if !wants_picture {
@@ -259,6 +259,9 @@ impl<P: Picture> Conductor<P> {
     }
 
     fn submit(&self, record: Record) {
+        for outlet in &record.rules.outlets {
+            outlet.submit(&record);
+        }
         if record.rules.verdicts.is_some() {
             self.verdicts.submit(record);
         }

@@ -1,7 +1,7 @@
 //! The desk at which frames wait for their verdict: queues, deadlines and counts of all lines, as a
 //! plain value. It is told what happens and what time it is; it never waits, so its tests do not either.
 //!
-//! A frame that was received leaves the desk exactly once: with a verdict (good, unsure, bad, late) or
+//! A frame that was received leaves the desk exactly once: with a verdict (good, unsure, bad, late, unjudged) or
 //! dropped for a reason. [`Counts::balances`] says so after every step.
 
 use std::collections::VecDeque;
@@ -38,7 +38,7 @@ pub struct Terms {
 pub struct Counts {
     pub received: u64,
     /// By `Verdict as usize`.
-    pub verdicts: [u64; 4],
+    pub verdicts: [u64; Verdict::ALL.len()],
     pub queue_full: u64,
     pub shutdown: u64,
     /// Waiting or being judged.
@@ -325,7 +325,7 @@ mod tests {
         assert_eq!(late(&mut desk, start + MS * 101), [], "once");
         assert_eq!(desk.next_deadline(), None);
         assert_eq!(desk.returned(), None);
-        assert_eq!(desk.counts(0).verdicts, [0, 0, 0, 1]);
+        assert_eq!(desk.counts(0).verdicts, [0, 0, 0, 1, 0]);
         assert!(desk.counts(0).balances());
     }
 

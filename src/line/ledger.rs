@@ -71,7 +71,7 @@ mod tests {
     }
 
     fn desk(received: u64, good: u64, in_flight: u64) -> Counts {
-        Counts { received, verdicts: [good, 0, 0, 1], queue_full: 1, in_flight, ..Counts::default() }
+        Counts { received, verdicts: [good, 0, 0, 1, 0], queue_full: 1, in_flight, ..Counts::default() }
     }
 
     #[test]

@@ -105,7 +105,7 @@ impl Board for Lines {
             .into_iter()
             .map(|(line, Snapshot { published, camera, sick })| {
                 let counts = ledger::export(&published.counts, camera, sick.is_none());
-                let [good, unsure, bad, late] = counts.verdicts;
+                let [good, unsure, bad, late, unjudged] = counts.verdicts;
                 LineHealth {
                     line: line.telemetry.name.clone(),
                     ok: sick.is_none(),
@@ -119,6 +119,7 @@ impl Board for Lines {
                     unsure,
                     bad,
                     late,
+                    unjudged,
                     last_score: published.last_score,
                     has_heatmap: line.latest.get().is_some(),
                 }

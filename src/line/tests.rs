@@ -131,7 +131,7 @@ fn when_every_source_has_ended_the_daemon_ends_with_a_verdict_for_each_frame() {
     assert_eq!(result, Ok(()));
     for (i, name) in ["a", "b"].into_iter().enumerate() {
         let counts = lines.lines[i].publish().counts;
-        assert_eq!(counts.verdicts, [100, 100, 50, 0]);
+        assert_eq!(counts.verdicts, [100, 100, 50, 0, 0]);
         let verdicts = site.verdicts(name);
         let sequences: Vec<u64> = verdicts.iter().map(|v| v["sequence"].as_u64().unwrap()).collect();
         assert_eq!(sequences, (0..250).collect::<Vec<_>>());
@@ -202,7 +202,7 @@ fn parts_are_late_in_time_while_the_judge_is_stuck_and_its_answer_is_discarded()
 }
 
 #[test]
-fn a_frame_that_cannot_be_judged_is_late_and_says_so() {
+fn a_frame_that_cannot_be_judged_is_unjudged_and_says_why() {
     let site = Site::new();
     let (running, cameras) = site.start(site.configure("", &["drop = \"block\""]), vec![swift()]);
     for _ in 0..=255 {
@@ -211,7 +211,7 @@ fn a_frame_that_cannot_be_judged_is_late_and_says_so() {
     drop(cameras);
     let (_, lines) = running.end();
     let last = site.verdicts("a").pop().unwrap();
-    assert_eq!((&last["verdict"], &last["reason"]), (&"late".into(), &"judge_failed".into()));
+    assert_eq!((&last["verdict"], &last["reason"]), (&"unjudged".into(), &"judge_failed".into()));
     assert_eq!(lines.lines[0].telemetry.metrics.judge_failures.get(), 1);
 }
 
@@ -231,7 +231,7 @@ fn stopping_judges_what_is_in_flight() {
     }
     let (result, lines) = running.end();
     assert_eq!(result, Ok(()));
-    assert_eq!(lines.lines[0].publish().counts.verdicts, [3, 0, 0, 0]);
+    assert_eq!(lines.lines[0].publish().counts.verdicts, [3, 0, 0, 0, 0]);
     assert_eq!(site.verdicts("a").len(), 3);
 }
 

@@ -12,6 +12,14 @@ pub enum Verdict {
     Bad,
     /// Not judged within the line's deadline; fail-safe.
     Late,
+    /// It cannot be judged: the picture is damaged, or the model failed on it; fail-safe.
+    Unjudged,
+}
+
+impl Verdict {
+    /// In the order of their numbers.
+    pub const ALL: [Verdict; 5] =
+        [Verdict::Good, Verdict::Unsure, Verdict::Bad, Verdict::Late, Verdict::Unjudged];
 }
 
 /// Score bands: below `unsure` is good, from `bad` on is bad, between them unsure.

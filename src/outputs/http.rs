@@ -49,6 +49,7 @@ pub struct LineHealth {
     pub unsure: u64,
     pub bad: u64,
     pub late: u64,
+    pub unjudged: u64,
     pub last_score: Option<f32>,
     pub has_heatmap: bool,
 }
@@ -164,8 +165,8 @@ fn render(health: &Health) -> String {
             .map_or(String::new(), |fault| format!("<br><span class=sick>{}</span>", escape(fault)));
         let score = l.last_score.map_or("–".to_owned(), |score| format!("{score:.3}"));
         rows.push_str(&format!(
-            "<tr><td>{name}<td>{state}{device}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{score}\n",
-            l.captured, l.good, l.unsure, l.bad, l.late, l.dropped
+            "<tr><td>{name}<td>{state}{device}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{}<td>{score}\n",
+            l.captured, l.good, l.unsure, l.bad, l.late, l.unjudged, l.dropped
         ));
         if l.has_heatmap {
             pictures.push_str(&format!(
@@ -177,7 +178,7 @@ fn render(health: &Health) -> String {
     format!(
         "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=2><title>inspectd: {state}</title>\
          <style>{STYLE}</style><h1>inspectd: {state}</h1>\n<table><tr><th>line<th>state<th>captured<th>good<th>unsure<th>bad\
-         <th>late<th>dropped<th>last score\n{rows}</table>\n{pictures}<p>Version {version}, configuration {config}. \
+         <th>late<th>unjudged<th>dropped<th>last score\n{rows}</table>\n{pictures}<p>Version {version}, configuration {config}. \
          <a href=/metrics>Metrics</a>, <a href=/healthz>health</a>.\n"
     )
 }
@@ -216,6 +217,7 @@ mod tests {
                 unsure: 0,
                 bad: 2,
                 late: 1,
+                unjudged: 0,
                 last_score: Some(0.5),
                 has_heatmap: true,
             };
@@ -250,7 +252,7 @@ mod tests {
         assert!(metrics.contains("text/plain; version=0.0.4") && metrics.ends_with("inspectd_up 1\n"));
         let health = ask(&server, "/healthz");
         assert!(health.starts_with("HTTP/1.1 200") && health.contains("\"captured\":9"), "{health}");
-        assert!(ask(&server, "/").contains("<td>cam1<td>runs<td>9<td>4<td>0<td>2<td>1<td>1<td>0.500"));
+        assert!(ask(&server, "/").contains("<td>cam1<td>runs<td>9<td>4<td>0<td>2<td>1<td>0<td>1<td>0.500"));
         assert!(ask(&server, "/lines/cam1/heatmap.png").ends_with("PNG!"));
         for missing in ["/lines/cam2/heatmap.png", "/lines/..%2f..%2fetc%2fpasswd/heatmap.png", "/x"] {
             assert!(ask(&server, missing).starts_with("HTTP/1.1 404"), "{missing}");

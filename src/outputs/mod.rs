@@ -23,9 +23,16 @@ use std::io;
 use std::path::PathBuf;
 
 pub use heatmaps::{HeatmapWriter, Job as HeatmapJob, Latest, Pixels};
-pub use record::{FrameHash, LateReason, Record};
+pub use record::{FrameHash, Reason, Record};
 pub use rules::{HeatmapFolder, Rules, VerdictFile};
 pub use verdicts::VerdictWriter;
+
+/// What a verdict drives by a queue and a thread of its own. The rules of a line hold its outlets; one that is in
+/// nobody's rules any more sends what it has, within its own limit, and ends.
+pub trait Outlet: std::fmt::Debug + Send + Sync {
+    /// Takes a verdict. Never waits: what does not fit is counted and lost.
+    fn submit(&self, record: &Record);
+}
 
 /// An output that cannot be opened.
 #[derive(Debug, thiserror::Error)]

@@ -14,10 +14,10 @@ use crate::imaging::FrameView;
 use crate::model::{Thresholds, Verdict};
 use crate::telemetry::{LineTelemetry, verdict_label};
 
-/// Why a part is late.
+/// Why a part has no score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum LateReason {
+pub enum Reason {
     /// Its deadline came first.
     Deadline,
     /// The model could not judge it.
@@ -71,7 +71,8 @@ pub struct Record {
     pub sequence: u64,
     pub captured_at: Timestamp,
     pub verdict: Verdict,
-    pub late: Option<LateReason>,
+    /// For parts that are late or unjudged.
+    pub reason: Option<Reason>,
     pub score: Option<f32>,
     pub latency: Duration,
     pub frame_hash: Option<FrameHash>,
@@ -86,7 +87,7 @@ struct Line<'a> {
     captured_at: String,
     verdict: Verdict,
     #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<LateReason>,
+    reason: Option<Reason>,
     score: Option<f32>,
     thresholds: Thresholds,
     latency_ms: f64,
@@ -112,7 +113,7 @@ impl Record {
             sequence: self.sequence,
             captured_at: format!("{:.3}", self.captured_at),
             verdict: self.verdict,
-            reason: self.late,
+            reason: self.reason,
             score: self.score,
             thresholds: self.rules.thresholds,
             latency_ms: (self.latency.as_secs_f64() * 1e6).round() / 1e3,
@@ -148,10 +149,10 @@ mod tests {
     }
 
     #[test]
-    fn a_late_part_says_why_and_has_no_score() {
+    fn a_part_that_was_not_judged_says_why_and_has_no_score() {
         let record = Record {
-            verdict: Verdict::Late,
-            late: Some(LateReason::JudgeFailed),
+            verdict: Verdict::Unjudged,
+            reason: Some(Reason::JudgeFailed),
             score: None,
             frame_hash: None,
             ..testing::record()
@@ -159,7 +160,7 @@ mod tests {
         let mut text = Vec::new();
         record.write_json(&mut text).unwrap();
         let json: serde_json::Value = serde_json::from_slice(&text).unwrap();
-        assert_eq!((&json["verdict"], &json["reason"]), (&"late".into(), &"judge_failed".into()));
+        assert_eq!((&json["verdict"], &json["reason"]), (&"unjudged".into(), &"judge_failed".into()));
         assert!(json["score"].is_null() && json["heatmap"].is_null());
     }
 

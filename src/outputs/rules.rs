@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use super::OutputError;
+use super::{Outlet, OutputError};
 use crate::config::{HeatmapsOf, LineName, OutputsConfig, Sink};
 use crate::model::{Thresholds, Verdict};
 
@@ -20,6 +20,7 @@ pub struct Rules {
     pub config_hash: String,
     pub verdicts: Option<Arc<VerdictFile>>,
     pub heatmaps: Option<HeatmapFolder>,
+    pub outlets: Vec<Arc<dyn Outlet>>,
 }
 
 /// Where a line's pictures go.
@@ -54,16 +55,21 @@ impl Rules {
                 Some(HeatmapFolder { path: path.clone(), of, keep })
             }
         };
-        Ok(Rules { line, thresholds, model_hash, config_hash, verdicts, heatmaps })
+        Ok(Rules { line, thresholds, model_hash, config_hash, verdicts, heatmaps, outlets: Vec::new() })
     }
 
-    /// Whether a part with this verdict gets a picture. A late part has no heatmap to show.
+    /// Whether a verdict drives anything at all.
+    pub fn drive_anything(&self) -> bool {
+        self.verdicts.is_some() || !self.outlets.is_empty()
+    }
+
+    /// Whether a part with this verdict gets a picture. A part that was not judged has no heatmap to show.
     pub fn wants_heatmap(&self, verdict: Verdict) -> bool {
         self.heatmaps.as_ref().is_some_and(|folder| match verdict {
             Verdict::Bad => true,
             Verdict::Unsure => folder.of != HeatmapsOf::Bad,
             Verdict::Good => folder.of == HeatmapsOf::All,
-            Verdict::Late => false,
+            Verdict::Late | Verdict::Unjudged => false,
         })
     }
 }
@@ -165,7 +171,7 @@ mod tests {
 
     #[test]
     fn pictures_are_made_of_what_the_configuration_names() {
-        use Verdict::{Bad, Good, Late, Unsure};
+        use Verdict::{Bad, Good, Unsure};
         let folder = tempfile::tempdir().unwrap();
         for (of, wanted) in [
             (HeatmapsOf::Bad, &[Bad][..]),
@@ -181,7 +187,7 @@ mod tests {
             let thresholds = Thresholds { unsure: 0.0, bad: 1.0 };
             let rules =
                 Rules::open(LineName::new("a"), &config, thresholds, String::new(), String::new()).unwrap();
-            for verdict in [Good, Unsure, Bad, Late] {
+            for verdict in Verdict::ALL {
                 assert_eq!(rules.wants_heatmap(verdict), wanted.contains(&verdict), "{of:?} {verdict:?}");
             }
         }

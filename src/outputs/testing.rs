@@ -21,7 +21,7 @@ fn with(rules: Rules) -> Record {
         sequence: 7,
         captured_at: "2026-11-24T09:30:45.123Z".parse().unwrap(),
         verdict: Verdict::Bad,
-        late: None,
+        reason: None,
         score: Some(1.5),
         latency: Duration::from_nanos(12_345_678),
         frame_hash: Some(FrameHash::from_bytes([0, 0, 0, 0, 0, 0, 0, 255])),
@@ -38,6 +38,7 @@ pub fn record() -> Record {
         config_hash: "c0".into(),
         verdicts: None,
         heatmaps: Some(HeatmapFolder { path: "/maps".into(), of: HeatmapsOf::Bad, keep: 1 }),
+        outlets: Vec::new(),
     })
 }
 

@@ -142,7 +142,7 @@ pub struct LineTelemetry {
     pub metrics: LineMetrics,
     late: Limit,
     judge_failed: Limit,
-    output_failed: [Limit; 2],
+    output_failed: [Limit; Output::ALL.len()],
     unbalanced: Limit,
 }
 
@@ -153,7 +153,7 @@ impl LineTelemetry {
             metrics,
             late: Limit::default(),
             judge_failed: Limit::default(),
-            output_failed: [Limit::default(), Limit::default()],
+            output_failed: Output::ALL.map(|_| Limit::default()),
             unbalanced: Limit::default(),
         }
     }
@@ -177,6 +177,10 @@ impl LineTelemetry {
                     }
                     Verdict::Unsure | Verdict::Bad => {
                         info!(line, sequence, verdict = verdict_name, score, latency_ms, "Judged.");
+                    }
+                    // Why is said by an event of its own.
+                    Verdict::Unjudged => {
+                        debug!(line, sequence, verdict = verdict_name, latency_ms, "Not judged.");
                     }
                     Verdict::Late => {
                         self.metrics.deadline_misses.inc();

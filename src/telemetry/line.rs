@@ -6,8 +6,13 @@ use super::metrics::Metrics;
 use crate::model::Verdict;
 
 /// The order of per-verdict arrays.
-pub const VERDICTS: [(Verdict, &str); 4] =
-    [(Verdict::Good, "good"), (Verdict::Unsure, "unsure"), (Verdict::Bad, "bad"), (Verdict::Late, "late")];
+pub const VERDICTS: [(Verdict, &str); Verdict::ALL.len()] = [
+    (Verdict::Good, "good"),
+    (Verdict::Unsure, "unsure"),
+    (Verdict::Bad, "bad"),
+    (Verdict::Late, "late"),
+    (Verdict::Unjudged, "unjudged"),
+];
 
 /// Label of a verdict, as in metrics and JSON.
 pub fn verdict_label(verdict: Verdict) -> &'static str {
@@ -32,7 +37,7 @@ pub struct FrameCounts {
     pub copied: u64,
     pub in_flight: u64,
     /// In the order of [`VERDICTS`].
-    pub verdicts: [u64; 4],
+    pub verdicts: [u64; Verdict::ALL.len()],
     pub dropped: Vec<(&'static str, u64)>,
     pub restarts: Vec<(&'static str, u64)>,
     pub camera_up: bool,
@@ -45,7 +50,7 @@ pub struct LineMetrics {
     captured: Mirror,
     zero_copy: Mirror,
     copied: Mirror,
-    verdicts: [Mirror; 4],
+    verdicts: [Mirror; Verdict::ALL.len()],
     dropped: Vec<(&'static str, Mirror)>,
     restarts: Vec<(&'static str, Mirror)>,
     in_flight: IntGauge,
@@ -60,7 +65,7 @@ pub struct LineMetrics {
     pub stage_judge: Histogram,
     pub score: Histogram,
     pub judge_queue: IntGauge,
-    outputs_failed: [[IntCounter; 3]; 2],
+    outputs_failed: [[IntCounter; OutputFault::ALL.len()]; Output::ALL.len()],
 }
 
 /// What a verdict drives.
@@ -82,6 +87,9 @@ pub enum OutputFault {
 }
 
 impl Output {
+    /// In the order of their numbers.
+    pub const ALL: [Output; 2] = [Output::Verdicts, Output::Heatmaps];
+
     pub fn label(self) -> &'static str {
         match self {
             Output::Verdicts => "verdicts",
@@ -91,6 +99,9 @@ impl Output {
 }
 
 impl OutputFault {
+    /// In the order of their numbers.
+    pub const ALL: [OutputFault; 3] = [OutputFault::Full, OutputFault::Write, OutputFault::Busy];
+
     pub fn label(self) -> &'static str {
         match self {
             OutputFault::Full => "full",
@@ -104,7 +115,7 @@ impl LineMetrics {
     pub fn new(metrics: &Metrics, line: &str, drops: &[&'static str], restarts: &[&'static str]) -> Self {
         let m = metrics;
         let failed = |output: Output| {
-            [OutputFault::Full, OutputFault::Write, OutputFault::Busy]
+            OutputFault::ALL
                 .map(|fault| m.outputs_failed.with_label_values(&[line, output.label(), fault.label()]))
         };
         let reasons = |vec: &prometheus::IntCounterVec, reasons: &[&'static str]| {
@@ -129,7 +140,7 @@ impl LineMetrics {
             stage_judge: m.stage_duration.with_label_values(&[line, "judge"]),
             score: m.anomaly_score.with_label_values(&[line]),
             judge_queue: m.queue_depth.with_label_values(&[line, "judge"]),
-            outputs_failed: [failed(Output::Verdicts), failed(Output::Heatmaps)],
+            outputs_failed: Output::ALL.map(failed),
         }
     }
 
@@ -178,7 +189,7 @@ mod tests {
         let line = LineMetrics::new(&metrics, "a", &["queue_full", "shutdown"], &[]);
         let counts = FrameCounts {
             captured: 10,
-            verdicts: [4, 0, 1, 2],
+            verdicts: [4, 0, 1, 2, 0],
             // Two places drop for the same reason; they are one series.
             dropped: vec![("queue_full", 1), ("shutdown", 0), ("queue_full", 2)],
             ..FrameCounts::default()
