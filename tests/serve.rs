@@ -212,18 +212,27 @@ fn systemd_and_an_operator_see_a_daemon_start_reload_and_stop() {
     daemon.hear("RELOADING=1");
     assert!(daemon.hear("READY=1").contains("the last reload was refused"));
     // Nor does what would need a restart.
+    site.configure(&with("unsure = 1e6\nbad = 1e7").replace("[daemon]", "[daemon]\nthreads = 1"));
+    daemon.signal("HUP");
+    daemon.hear("RELOADING=1");
+    daemon.hear("READY=1");
+    assert_eq!(verdicts("bad")["config_hash"], after["config_hash"]);
+    // Another source starts the camera anew; frames are numbered on.
     site.configure(&with("unsure = 1e6\nbad = 1e7").replace("width=64", "width=32"));
     daemon.signal("HUP");
     daemon.hear("RELOADING=1");
     daemon.hear("READY=1");
+    let latest = wait("a verdict of the other source", || {
+        let latest = verdicts("good");
+        (latest["config_hash"] != before["config_hash"]).then_some(latest)
+    });
+    assert!(latest["sequence"].as_u64() > after["sequence"].as_u64(), "{latest} after {after}");
     let metrics = get(address, "/metrics");
-    for result in ["applied", "invalid", "needs_restart"] {
-        assert!(
-            metrics.contains(&format!("inspectd_config_reloads_total{{result=\"{result}\"}} 1")),
-            "{result}"
-        );
+    for (result, times) in [("applied", 2), ("invalid", 1), ("needs_restart", 1)] {
+        let sample = format!("inspectd_config_reloads_total{{result=\"{result}\"}} {times}");
+        assert!(metrics.contains(&sample), "{sample}");
     }
-    assert!(metrics.contains(&format!("config_hash_info{{hash={}}} 1", after["config_hash"])));
+    assert!(metrics.contains(&format!("config_hash_info{{hash={}}} 1", latest["config_hash"])));
     assert_balanced(&metrics, "cam");
 
     daemon.signal("TERM");

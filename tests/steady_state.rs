@@ -6,13 +6,13 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
-use inspectd::config;
+use inspectd::config::{self, Complaint, DaemonConfig, LineConfig};
 use inspectd::imaging::{FrameView, Roi};
 use inspectd::line::camera::{Camera, CameraCounts, CameraView};
-use inspectd::line::daemon::{Part, start};
-use inspectd::line::{Judge, Picture, Problem};
+use inspectd::line::daemon::start;
+use inspectd::line::{Judge, Made, NoJudge, Picture, Problem, Supplier};
 use inspectd::model::Thresholds;
 use inspectd::outputs::Pixels;
 use inspectd::realnet::Judgement;
@@ -107,6 +107,29 @@ impl Judge for Witness {
     }
 }
 
+/// One line with a witness.
+struct One {
+    tell: Sender<Vec<u64>>,
+    frames: Receiver<Frame>,
+}
+
+impl Supplier<Frame> for One {
+    fn judges(&self, _: &DaemonConfig, _: &[&LineConfig]) -> Result<Vec<Made>, NoJudge> {
+        let seen = Vec::with_capacity(FRAMES);
+        let witness = Witness { map: vec![0.5; 64 * 64], seen, tell: self.tell.clone() };
+        Ok(vec![Made { hash: "m".into(), judge: Box::new(witness) }])
+    }
+
+    fn camera(&self, _: &LineConfig, _: u64) -> Result<Camera<Frame>, Problem> {
+        let view = Arc::new(NoCounts);
+        Ok(Camera { frames: self.frames.clone(), view, stop: Box::new(|_| Ok(())) })
+    }
+
+    fn examine(&self, _: &LineConfig) -> Vec<Complaint> {
+        Vec::new()
+    }
+}
+
 #[test]
 fn the_inference_thread_allocates_nothing_once_it_is_warm() {
     let folder = tempfile::tempdir().unwrap();
@@ -120,17 +143,9 @@ fn the_inference_thread_allocates_nothing_once_it_is_warm() {
     .unwrap();
     let (tell, told) = bounded(1);
     let (frames, receiver) = bounded(1);
-    let part = Part {
-        model_hash: "m".into(),
-        judge: Box::new(move || {
-            Ok(Box::new(Witness { map: vec![0.5; 64 * 64], seen: Vec::with_capacity(FRAMES), tell }))
-        }),
-        camera: Box::new(move |_| {
-            Ok(Camera { frames: receiver, view: Arc::new(NoCounts), stop: Box::new(|_| Ok(())) })
-        }),
-    };
+    let works = Arc::new(One { tell, frames: receiver });
     let config = config::load(&path).unwrap_or_else(|e| panic!("{e}"));
-    let daemon = start(config, path, vec![part], Telemetry::new(), None).unwrap_or_else(|e| panic!("{e}"));
+    let daemon = start(config, path, works, Telemetry::new(), None).unwrap_or_else(|e| panic!("{e}"));
     let (_commands, none) = bounded(1);
     let run = std::thread::spawn(move || daemon.run(&none));
     for n in 0..FRAMES as u64 {

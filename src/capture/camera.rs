@@ -46,6 +46,7 @@ impl Camera {
             Arc::clone(&stats),
             Arc::clone(&memory),
             (sender, frames.clone()),
+            config.first_sequence,
         );
         let (stop, stop_receiver) = bounded(0);
         let (done_sender, done) = bounded(0);

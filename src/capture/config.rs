@@ -28,6 +28,8 @@ pub struct CameraConfig {
     pub drop_policy: DropPolicy,
     /// Hand frames on at their timestamps' pace (files) instead of at once (cameras).
     pub sync: bool,
+    /// Number of the first frame: where another camera of the same line left off.
+    pub first_sequence: u64,
 }
 
 impl CameraConfig {
@@ -42,6 +44,7 @@ impl CameraConfig {
             stall_timeout: Some(Duration::from_secs(5)),
             drop_policy: DropPolicy::DropOldest,
             sync: false,
+            first_sequence: 0,
         }
     }
 

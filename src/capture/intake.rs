@@ -58,9 +58,10 @@ impl Intake {
         stats: Arc<CaptureStats>,
         memory: Arc<CameraMemory>,
         (sender, queue): (Sender<Frame>, Receiver<Frame>),
+        sequence: u64,
     ) -> Self {
         let sender = Some(sender);
-        Intake { camera, policy, clock, stats, memory, sender, queue, sequence: 0, geometry: None }
+        Intake { camera, policy, clock, stats, memory, sender, queue, sequence, geometry: None }
     }
 
     /// No frames will follow.
@@ -258,7 +259,7 @@ mod tests {
         let stats = Arc::new(CaptureStats::default());
         let memory = Arc::new(CameraMemory::new(8, Arc::clone(&stats)));
         let clock = Arc::new(SystemClock);
-        let intake = Intake::new("test".into(), DropPolicy::DropOldest, clock, stats, memory, bounded(2));
+        let intake = Intake::new("test".into(), DropPolicy::DropOldest, clock, stats, memory, bounded(2), 0);
         let caps = gst_video::VideoCapsBuilder::new().format(gst_video::VideoFormat::I420);
         let caps = caps.width(5).height(3).framerate(gst::Fraction::new(30, 1)).build();
         Bench { intake, run: Run::default(), caps }

@@ -16,12 +16,13 @@ use super::check::{refusal, source_complaints};
 use super::device::{all_processors, open};
 use super::{Exit, Failure, OrExit};
 use crate::capture::{CaptureError, Frame};
-use crate::config::{self, Config, DaemonConfig, LogFormat};
+use crate::config::{self, Complaint, DaemonConfig, LineConfig, LogFormat};
 use crate::engine::{Device, DeviceName, Priority, ProgramError, Threads};
 use crate::imaging::RgbImage;
-use crate::line::daemon::{Command, Part, StartError, start};
+use crate::line::camera::Camera;
+use crate::line::daemon::{Command, StartError, start};
 use crate::line::standby::Guarded;
-use crate::line::{Judge, Problem, Recipe, camera};
+use crate::line::{Judge, Made, NoJudge, Problem, Supplier, camera};
 use crate::model::{Model, ModelError};
 use crate::outputs::http::Server;
 use crate::realnet::{Inspector, RealnetError};
@@ -35,7 +36,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<(), Failure> {
-    let examine = |line: &config::LineConfig| source_complaints(line);
+    let examine = |line: &LineConfig| source_complaints(line);
     let config = config::load_with(&args.config, &examine).map_err(|error| refusal(&args.config, error))?;
     start_logging(&config.daemon);
     // Before anything that takes time: a SIGTERM during the start must not be lost.
@@ -45,9 +46,9 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Some(address) => Some(Server::bind(address).map_err(|error| taken(address, error))?),
     };
     let telemetry = Telemetry::new();
-    let parts = load_models(&config, &telemetry)?;
+    let works = Arc::new(Works { telemetry: telemetry.clone() });
     let address_file = state_dir(&config.daemon).map(|folder| folder.join("http_address"));
-    let daemon = start(config, args.config, parts, telemetry, listener).map_err(not_started)?;
+    let daemon = start(config, args.config, works, telemetry, listener).map_err(not_started)?;
     let written = match (address_file, daemon.address()) {
         (Some(path), Some(address)) => write_address(&path, address).then_some(path),
         _ => None,
@@ -88,53 +89,62 @@ fn listen_for_signals() -> std::io::Result<Receiver<Command>> {
     Ok(commands)
 }
 
-/// Reads each model once, however many lines share it.
-fn load_models(config: &Config, telemetry: &Telemetry) -> Result<Vec<Part<Frame>>, Failure> {
-    let threads = match config.daemon.threads {
-        0 => all_processors(),
-        n => n,
-    };
-    let mut loaded: BTreeMap<&Path, (Arc<Model>, String)> = BTreeMap::new();
-    let mut parts = Vec::new();
-    for line in &config.lines {
-        if !loaded.contains_key(line.model.as_path()) {
-            let model = Model::load(&line.model).map_err(|error| no_model(line.name.as_str(), error))?;
-            let hash = model.hash();
-            loaded.insert(&line.model, (Arc::new(model), hash));
-        }
-        let Some((model, hash)) = loaded.get(line.model.as_path()) else { continue };
-        parts.push(Part {
-            model_hash: hash.clone(),
-            judge: recipe(
-                line.name.as_str().to_owned(),
-                Arc::clone(model),
-                config.daemon.device,
-                threads,
-                telemetry.clone(),
-            ),
-            camera: Box::new(camera::start),
-        });
-    }
-    Ok(parts)
+/// Models from files, cameras from GStreamer.
+struct Works {
+    telemetry: Telemetry,
 }
 
-/// Compiles the model for the CPU and, where the configuration names one, for a GPU before it.
-fn recipe(
-    line: String,
-    model: Arc<Model>,
-    device: DeviceName,
-    threads: usize,
-    telemetry: Telemetry,
-) -> Recipe {
-    Box::new(move || {
+impl Supplier<Frame> for Works {
+    fn judges(&self, daemon: &DaemonConfig, lines: &[&LineConfig]) -> Result<Vec<Made>, NoJudge> {
+        let threads = match daemon.threads {
+            0 => all_processors(),
+            n => n,
+        };
+        let mut loaded: BTreeMap<&Path, Arc<Model>> = BTreeMap::new();
+        let mut made = Vec::new();
+        for line in lines {
+            let no_judge = |source: Problem| NoJudge { line: line.name.clone(), source };
+            let model = match loaded.get(line.model.as_path()) {
+                Some(model) => Arc::clone(model),
+                None => {
+                    let model = Arc::new(Model::load(&line.model).map_err(|error| no_judge(error.into()))?);
+                    loaded.insert(&line.model, Arc::clone(&model));
+                    model
+                }
+            };
+            let hash = model.hash();
+            let judge = self.judge(line.name.as_str(), model, daemon.device, threads).map_err(no_judge)?;
+            made.push(Made { hash, judge });
+        }
+        Ok(made)
+    }
+
+    fn camera(&self, line: &LineConfig, first: u64) -> Result<Camera<Frame>, Problem> {
+        camera::start(line, first)
+    }
+
+    fn examine(&self, line: &LineConfig) -> Vec<Complaint> {
+        source_complaints(line)
+    }
+}
+
+impl Works {
+    /// Compiles the model for the CPU and, where the configuration names one, for a GPU before it.
+    fn judge(
+        &self,
+        line: &str,
+        model: Arc<Model>,
+        device: DeviceName,
+        threads: usize,
+    ) -> Result<Box<dyn Judge>, Problem> {
         let standby = warm(&model, &Device::from(Threads::new(threads)))?;
         if device == DeviceName::Cpu {
-            return Ok::<Box<dyn Judge>, Problem>(Box::new(standby));
+            return Ok(Box::new(standby));
         }
         let open = move || warm(&model, &open(device, threads, Priority::High).map_err(ProgramError::from)?);
         let name = device.to_string();
-        Ok(Box::new(Guarded::new(&line, &name, standby, open, telemetry, Instant::now())))
-    })
+        Ok(Box::new(Guarded::new(line, &name, standby, open, self.telemetry.clone(), Instant::now())))
+    }
 }
 
 /// Judges one black picture, so that the first part finds everything in memory.
@@ -145,12 +155,6 @@ fn warm(model: &Model, device: &Device) -> Result<Inspector, RealnetError> {
     Ok(inspector)
 }
 
-fn no_model(line: &str, error: ModelError) -> Failure {
-    let exit = if error.is_missing() { Exit::NoInput } else { Exit::Data };
-    Failure::new(exit, anyhow::Error::new(error).context(format!("line {line}: the model cannot be used")))
-        .hint("inspectd teach --images DIR --out FILE")
-}
-
 fn taken(address: SocketAddr, error: std::io::Error) -> Failure {
     let error = anyhow::Error::new(error).context(format!("HTTP cannot be served on {address}"));
     Failure::new(Exit::Unavailable, error)
@@ -159,14 +163,17 @@ fn taken(address: SocketAddr, error: std::io::Error) -> Failure {
 
 fn not_started(error: StartError) -> Failure {
     let exit = match &error {
-        StartError::Judge { .. } => Exit::Data,
+        StartError::Judge(no_judge) => {
+            let missing = no_judge.source.downcast_ref::<ModelError>().is_some_and(ModelError::is_missing);
+            let exit = if missing { Exit::NoInput } else { Exit::Data };
+            return Failure::new(exit, error).hint("inspectd teach --images DIR --out FILE");
+        }
         StartError::Rules(_) => Exit::Config,
         StartError::Camera { source, .. } => match source.downcast_ref::<CaptureError>() {
             Some(CaptureError::Config { .. } | CaptureError::Fragment { .. }) => Exit::Config,
             _ => Exit::Unavailable,
         },
         StartError::Thread { .. } => Exit::Unavailable,
-        StartError::WorkerGone => Exit::Internal,
     };
     Failure::new(exit, error)
 }

@@ -20,14 +20,20 @@ pub enum Change {
     LineRemoved(LineName),
     /// The same lines in another order. Costs nothing.
     Reordered,
+    /// The file of the line's model was written anew.
+    ModelFile {
+        line: LineName,
+        from: String,
+        to: String,
+    },
 }
 
 impl Change {
     pub fn reload(&self) -> Reload {
         match self {
             Change::Key { key, .. } => key.reload,
-            Change::LineAdded(_) | Change::LineRemoved(_) => Reload::Line,
-            Change::Reordered => Reload::Hot,
+            Change::LineAdded(_) | Change::LineRemoved(_) => Reload::Daemon,
+            Change::Reordered | Change::ModelFile { .. } => Reload::Hot,
         }
     }
 }
@@ -48,6 +54,9 @@ impl fmt::Display for Change {
             Change::LineAdded(name) => write!(f, "line {name} was added"),
             Change::LineRemoved(name) => write!(f, "line {name} was removed"),
             Change::Reordered => write!(f, "the order of the lines"),
+            Change::ModelFile { line, from, to } => {
+                write!(f, "line {line}: the model in the file from {from} to {to}")
+            }
         }
     }
 }
@@ -106,7 +115,7 @@ fn settings(line: Option<&LineName>, old: &Settings, new: &Settings, changes: &m
 pub struct Plan {
     /// Taken over between two frames.
     pub hot: Vec<Change>,
-    /// These lines would have to be started anew.
+    /// The cameras of these lines are started anew.
     pub restart_line: Vec<Change>,
     /// The daemon would have to be started anew.
     pub restart_daemon: Vec<Change>,
@@ -126,12 +135,18 @@ impl Plan {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.hot.is_empty() && !self.needs_restart()
+        self.hot.is_empty() && self.restart_line.is_empty() && self.restart_daemon.is_empty()
+    }
+
+    /// Whether the camera of `line` has to be started anew.
+    pub fn restarts(&self, line: &LineName) -> bool {
+        let of = |change: &Change| matches!(change, Change::Key { line: Some(of), .. } if of == line);
+        self.restart_line.iter().any(of)
     }
 
     /// Whether anything cannot be taken over while running.
     pub fn needs_restart(&self) -> bool {
-        !(self.restart_line.is_empty() && self.restart_daemon.is_empty())
+        !self.restart_daemon.is_empty()
     }
 }
 

@@ -135,7 +135,7 @@ pub enum Default {
 pub enum Reload {
     /// Taken over on SIGHUP, between two frames.
     Hot,
-    /// The line must be started anew.
+    /// The line's camera is started anew, the other lines go on.
     Line,
     /// The daemon must be started anew.
     Daemon,
@@ -234,12 +234,16 @@ pub static KEYS: &[Key] = &[
         Reload::Daemon,
     )
     .text("Least severe log line that is written. $INSPECTD_LOG, if set, wins."),
-    key(Line, "name", Kind::Name, Required, Reload::Line)
+    key(Line, "name", Kind::Name, Required, Reload::Daemon)
         .example("\"cam1\"")
         .text("What the line is called in verdicts, metrics, logs and file names. Unique."),
-    key(Line, "model", Kind::Path, Required, Reload::Line)
+    key(Line, "model", Kind::Path, Required, Reload::Hot)
         .example("\"/var/lib/inspectd/part.safetensors\"")
-        .text("The taught model, made by `inspectd teach`."),
+        .text(
+            "The taught model, made by `inspectd teach`. A reload also takes over a model that was taught anew \
+             under the same name: it is read and warmed up beside the one in use, then takes its place between \
+             two frames.",
+        ),
     key(Line, "source", Kind::Text, Required, Reload::Line)
         .example("\"v4l2src device=/dev/video0 ! video/x-raw,width=1280,height=720,framerate=30/1\"")
         .text(
@@ -247,7 +251,7 @@ pub static KEYS: &[Key] = &[
              NV12, I420 or YUY2 is taken as it is, and so are Bayer mosaics of 8 bits if they are asked for \
              (`! video/x-bayer,format=rggb`, or grbg, gbrg, bggr); anything else that is raw is converted.",
         ),
-    key(Line, "roi", Kind::Rect, Absent, Reload::Line).unit("pixels").example("[320, 40, 640, 640]").text(
+    key(Line, "roi", Kind::Rect, Absent, Reload::Hot).unit("pixels").example("[320, 40, 640, 640]").text(
         "Region of interest in the frame: [x, y, width, height]. If absent, the whole frame. The model \
          must have been taught on the same region.",
     ),
@@ -255,7 +259,7 @@ pub static KEYS: &[Key] = &[
         "Frames the line's memory pool holds, for ever: being filled, queued, judged, and waiting to \
          become a heatmap. At least queue + 7.",
     ),
-    key(Line, "queue", Kind::Integer { min: 1, max: 1000 }, Value("2"), Reload::Line)
+    key(Line, "queue", Kind::Integer { min: 1, max: 1000 }, Value("2"), Reload::Hot)
         .unit("frames")
         .text("Frames that may wait to be judged."),
     key(Line, "drop", Kind::Choice(&["oldest", "newest", "block"]), Value("\"oldest\""), Reload::Line).text(
@@ -263,7 +267,7 @@ pub static KEYS: &[Key] = &[
          or the camera, which has to wait (for files). A frame dropped here is counted in \
          inspectd_frames_dropped_total and gets no verdict.",
     ),
-    key(Line, "deadline_ms", Kind::Integer { min: 0, max: 3_600_000 }, Value("500"), Reload::Line)
+    key(Line, "deadline_ms", Kind::Integer { min: 0, max: 3_600_000 }, Value("500"), Reload::Hot)
         .unit("ms")
         .text(
             "From capture to verdict. A part that is not judged by then gets the verdict \"late\" at that \

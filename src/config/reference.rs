@@ -8,8 +8,10 @@ const HEAD: &str = "\
 # Configuration of inspectd: every key there is, with its default.
 #
 #   inspectd check --config inspectd.toml     says what is wrong with it, and where
-#   systemctl reload inspectd                 takes over keys marked [hot], all of them or none
-#   systemctl restart inspectd                takes over everything
+#   inspectd plan --config inspectd.toml      says what a reload would do
+#   systemctl reload inspectd                 takes over all of it or nothing: keys marked [hot] between two
+#                                             frames, those marked [camera] by starting the line's camera anew
+#   systemctl restart inspectd                needed for a change of keys marked [restart], and of the lines' names
 #
 # Relative paths start from the folder of this file. A key that starts with `# ` here has no default.
 # Generated from src/config/keys.rs: UPDATE_EXAMPLE=1 cargo test --lib config::
@@ -38,7 +40,8 @@ fn comment(key: &Key) -> String {
     }
     text.push_str(match key.reload {
         Reload::Hot => " [hot]",
-        Reload::Line | Reload::Daemon => " [restart]",
+        Reload::Line => " [camera]",
+        Reload::Daemon => " [restart]",
     });
     text
 }

@@ -1,6 +1,6 @@
 //! A camera as a line sees it, and the one that captures through GStreamer.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
@@ -51,6 +51,66 @@ impl CameraCounts {
     }
 }
 
+impl CameraCounts {
+    /// Adds what an earlier camera of the same line counted. What is so now is this one's.
+    fn add(&mut self, earlier: &CameraCounts) {
+        self.captured += earlier.captured;
+        self.zero_copy += earlier.zero_copy;
+        self.copied += earlier.copied;
+        for (sums, counts) in [(&mut self.dropped, &earlier.dropped), (&mut self.restarts, &earlier.restarts)]
+        {
+            for (reason, n) in counts {
+                match sums.iter_mut().find(|(other, _)| other == reason) {
+                    Some((_, sum)) => *sum += n,
+                    None => sums.push((reason, *n)),
+                }
+            }
+        }
+    }
+}
+
+/// All cameras that a line has had since the start, as one.
+pub struct Succession(Mutex<Successors>);
+
+struct Successors {
+    now: Arc<dyn CameraView>,
+    /// Of cameras that have ended.
+    past: CameraCounts,
+    /// Those that did not end in time may still count.
+    lingering: Vec<Arc<dyn CameraView>>,
+}
+
+impl Succession {
+    pub fn new(first: Arc<dyn CameraView>) -> Self {
+        Succession(Mutex::new(Successors { now: first, past: CameraCounts::default(), lingering: vec![] }))
+    }
+
+    /// `next` follows. `ended`: the one before counts no more.
+    pub fn follow(&self, next: Arc<dyn CameraView>, ended: bool) {
+        let mut all = self.lock();
+        let before = std::mem::replace(&mut all.now, next);
+        if ended {
+            all.past.add(&before.counts());
+        } else {
+            all.lingering.push(before);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Successors> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl CameraView for Succession {
+    fn counts(&self) -> CameraCounts {
+        let all = self.lock();
+        let mut counts = all.now.counts();
+        counts.add(&all.past);
+        all.lingering.iter().for_each(|view| counts.add(&view.counts()));
+        counts
+    }
+}
+
 /// Labels of `frames_dropped_total`.
 pub fn drop_reasons() -> Vec<&'static str> {
     DropReason::ALL.map(DropReason::label).to_vec()
@@ -97,8 +157,8 @@ impl Picture for Frame {
     }
 }
 
-/// Starts the camera that `line` describes.
-pub fn start(line: &LineConfig) -> Result<Camera<Frame>, Problem> {
+/// Starts the camera that `line` describes. Its first frame has the number `first`.
+pub fn start(line: &LineConfig, first: u64) -> Result<Camera<Frame>, Problem> {
     let config = CameraConfig {
         name: line.name.to_string(),
         fragment: line.source.clone(),
@@ -117,6 +177,7 @@ pub fn start(line: &LineConfig) -> Result<Camera<Frame>, Problem> {
             DropPolicy::Block => capture::DropPolicy::Block,
         },
         sync: line.sync,
+        first_sequence: first,
     };
     let camera = capture::Camera::start(config, Arc::new(SystemClock))?;
     Ok(Camera {

@@ -9,30 +9,64 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Select, Sender, TryRecvError};
 use jiff::{SignedDuration, Timestamp};
 
-use super::desk::{Desk, FrameId};
+use super::desk::{Desk, FrameId, Terms};
 use super::heart::{Heart, TICK};
-use super::judge::{Done, Job};
+use super::judge::{Done, Handover, Job, Judge};
 use super::shared::LineShared;
 use super::{Picture, Problem};
-use crate::imaging::{Heatmap, Roi};
+use crate::imaging::Heatmap;
 use crate::model::Verdict;
 use crate::outputs::{FrameHash, HeatmapJob, HeatmapWriter, Reason, Record, Rules, VerdictWriter};
 use crate::telemetry::{LineEvent, Output, OutputFault};
 
 /// What the verdict thread is told.
-pub enum Control {
-    /// New rules, one for each line in order; acknowledged when they are in force.
-    Apply { rules: Vec<Arc<Rules>>, done: Sender<()> },
+pub enum Control<P> {
+    /// A new configuration, taken over between two frames.
+    Turn(Turnover),
+    /// The camera of `line` is being stopped and another will follow; `closed` hears when the last frame was taken.
+    Expect { line: usize, closed: Sender<()> },
+    /// The camera that follows.
+    Attach { line: usize, frames: Receiver<P> },
     /// Judge what is there, but drop what is left at `until`.
     Drain { until: Instant },
 }
 
+/// What changes between two frames; each list has one entry for each line, in order.
+pub struct Turnover {
+    pub rules: Vec<Arc<Rules>>,
+    pub terms: Vec<Terms>,
+    /// `None` keeps the line's judge.
+    pub judges: Vec<Option<Box<dyn Judge>>>,
+    /// Hears when it is in force, and gets the judges that were replaced.
+    pub done: Sender<Vec<Box<dyn Judge>>>,
+}
+
+/// Where a line's frames come from.
+enum Feed {
+    Open,
+    /// To be closed and followed by another.
+    Expected(Sender<()>),
+    /// Between two cameras.
+    Away,
+    Ended,
+}
+
 /// One line at the verdict thread.
 pub struct Seat<P> {
-    pub frames: Receiver<P>,
-    pub roi: Option<Roi>,
-    pub rules: Arc<Rules>,
-    pub shared: Arc<LineShared>,
+    frames: Receiver<P>,
+    feed: Feed,
+    rules: Arc<Rules>,
+    shared: Arc<LineShared>,
+}
+
+impl<P> Seat<P> {
+    pub fn new(frames: Receiver<P>, rules: Arc<Rules>, shared: Arc<LineShared>) -> Self {
+        Seat { frames, feed: Feed::Open, rules, shared }
+    }
+
+    fn is_open(&self) -> bool {
+        matches!(self.feed, Feed::Open | Feed::Expected(_))
+    }
 }
 
 /// How the verdict thread ended.
@@ -51,7 +85,9 @@ pub struct Conductor<P> {
     pub seats: Vec<Seat<P>>,
     pub jobs: Sender<Job<P>>,
     pub done: Receiver<Done<P>>,
-    pub control: Receiver<Control>,
+    pub control: Receiver<Control<P>>,
+    /// Waits for the frame that is being judged.
+    pub turnover: Option<Turnover>,
     pub verdicts: VerdictWriter,
     pub heatmaps: HeatmapWriter<P>,
     /// Maps that were written come back here.
@@ -69,73 +105,124 @@ const CAMERAS: usize = 2;
 
 impl<P: Picture> Conductor<P> {
     pub fn run(mut self) -> End {
-        // Beside `self`, so that waiting on them leaves it free.
-        let cameras: Vec<Receiver<P>> = self.seats.iter().map(|seat| seat.frames.clone()).collect();
-        let (done, control) = (self.done.clone(), self.control.clone());
-        let mut open = vec![true; cameras.len()];
-        let mut listened = vec![false; cameras.len()];
-        let mut order = Vec::with_capacity(cameras.len());
-        let mut drain_until: Option<Instant> = None;
+        let mut drain_until = None;
         loop {
-            let mut select = Select::new();
-            select.recv(&done);
-            select.recv(&control);
-            order.clear();
-            for (line, camera) in cameras.iter().enumerate() {
-                listened[line] = open[line] && self.desk.accepts(line);
-                if listened[line] {
-                    select.recv(camera);
-                    order.push(line);
-                }
+            if let Some(end) = self.attend(&mut drain_until) {
+                return end;
             }
-            // The set of inputs changes when a line ends or has to wait; until then it is kept.
-            while (0..open.len()).all(|line| listened[line] == (open[line] && self.desk.accepts(line))) {
-                let now = Instant::now();
-                self.heart.tick(now);
-                if !self.turn(now) {
-                    return End::WorkerGone(self.cut(&cameras));
-                }
-                if !open.contains(&true) && self.desk.is_idle() {
-                    return End::Finished;
-                }
-                if drain_until.is_some_and(|until| now >= until) {
-                    return End::Cut(self.cut(&cameras));
-                }
-                let wake = [self.desk.next_deadline(), drain_until].into_iter().flatten().min();
-                let wait = wake.map_or(TICK, |wake| wake.saturating_duration_since(now).min(TICK));
-                match select.ready_timeout(wait) {
-                    Err(_) => {}
-                    Ok(DONE) => match done.try_recv() {
-                        Ok(answer) => self.judged(answer),
+        }
+    }
+
+    /// Goes on until the set of inputs changes: a line ends, has to wait, or gets another camera.
+    fn attend(&mut self, drain_until: &mut Option<Instant>) -> Option<End> {
+        // Beside `self`, so that waiting on them leaves it free.
+        let (done, control) = (self.done.clone(), self.control.clone());
+        let cameras: Vec<Receiver<P>> = self.seats.iter().map(|seat| seat.frames.clone()).collect();
+        let listened: Vec<bool> = (0..cameras.len()).map(|line| self.listens(line)).collect();
+        let order: Vec<usize> = (0..cameras.len()).filter(|&line| listened[line]).collect();
+        let mut select = Select::new();
+        select.recv(&done);
+        select.recv(&control);
+        for &line in &order {
+            select.recv(&cameras[line]);
+        }
+        let mut same = true;
+        while same && (0..cameras.len()).all(|line| listened[line] == self.listens(line)) {
+            let now = Instant::now();
+            self.heart.tick(now);
+            if !self.turn(now) {
+                return Some(End::WorkerGone(self.cut()));
+            }
+            let ended = |seat: &Seat<P>| match seat.feed {
+                Feed::Ended => true,
+                Feed::Away => drain_until.is_some(),
+                Feed::Open | Feed::Expected(_) => false,
+            };
+            if self.seats.iter().all(ended) && self.desk.is_idle() {
+                return Some(End::Finished);
+            }
+            if drain_until.is_some_and(|until| now >= until) {
+                return Some(End::Cut(self.cut()));
+            }
+            let wake = [self.desk.next_deadline(), *drain_until].into_iter().flatten().min();
+            let wait = wake.map_or(TICK, |wake| wake.saturating_duration_since(now).min(TICK));
+            match select.ready_timeout(wait) {
+                Err(_) => {}
+                Ok(DONE) => match done.try_recv() {
+                    Ok(answer) => self.judged(answer),
+                    Err(TryRecvError::Empty) => {}
+                    Err(TryRecvError::Disconnected) => return Some(End::WorkerGone(self.cut())),
+                },
+                Ok(CONTROL) => match control.try_recv() {
+                    Ok(Control::Turn(turnover)) => self.turnover = Some(turnover),
+                    Ok(Control::Expect { line, closed }) => self.expect(line, closed),
+                    Ok(Control::Attach { line, frames }) => {
+                        self.attach(line, frames);
+                        same = false;
+                    }
+                    Ok(Control::Drain { until }) => *drain_until = Some(until),
+                    Err(TryRecvError::Empty) => {}
+                    // Whoever started us has gone: there is nobody to run for.
+                    Err(TryRecvError::Disconnected) => return Some(End::Cut(self.cut())),
+                },
+                Ok(ready) => {
+                    let line = order.get(ready - CAMERAS).copied().unwrap_or(0);
+                    match cameras[line].try_recv() {
+                        Ok(picture) => self.arrived(line, picture),
                         Err(TryRecvError::Empty) => {}
-                        Err(TryRecvError::Disconnected) => return End::WorkerGone(self.cut(&cameras)),
-                    },
-                    Ok(CONTROL) => match control.try_recv() {
-                        Ok(Control::Apply { rules, done }) => self.apply(rules, &done),
-                        Ok(Control::Drain { until }) => drain_until = Some(until),
-                        Err(TryRecvError::Empty) => {}
-                        // Whoever started us has gone: there is nobody to run for.
-                        Err(TryRecvError::Disconnected) => return End::Cut(self.cut(&cameras)),
-                    },
-                    Ok(ready) => {
-                        let line = order.get(ready - CAMERAS).copied().unwrap_or(0);
-                        match cameras[line].try_recv() {
-                            Ok(picture) => self.arrived(line, picture),
-                            Err(TryRecvError::Empty) => {}
-                            Err(TryRecvError::Disconnected) => {
-                                open[line] = false;
-                                self.seats[line].shared.publish().ended = true;
-                            }
-                        }
+                        Err(TryRecvError::Disconnected) => self.closed(line),
                     }
                 }
             }
         }
+        None
+    }
+
+    fn listens(&self, line: usize) -> bool {
+        self.seats[line].is_open() && self.desk.accepts(line)
+    }
+
+    fn closed(&mut self, line: usize) {
+        let seat = &mut self.seats[line];
+        match std::mem::replace(&mut seat.feed, Feed::Ended) {
+            Feed::Expected(closed) => {
+                seat.feed = Feed::Away;
+                // Whoever asked may have stopped waiting.
+                let _ = closed.try_send(());
+            }
+            Feed::Open | Feed::Away | Feed::Ended => seat.shared.publish().ended = true,
+        }
+    }
+
+    fn expect(&mut self, line: usize, closed: Sender<()>) {
+        let Some(seat) = self.seats.get_mut(line) else { return };
+        seat.feed = match seat.feed {
+            Feed::Open | Feed::Expected(_) => Feed::Expected(closed),
+            Feed::Away | Feed::Ended => {
+                seat.shared.publish().ended = false;
+                let _ = closed.try_send(());
+                Feed::Away
+            }
+        };
+    }
+
+    fn attach(&mut self, line: usize, frames: Receiver<P>) {
+        self.take_in(line);
+        let Some(seat) = self.seats.get_mut(line) else { return };
+        seat.frames = frames;
+        seat.feed = Feed::Open;
+        seat.shared.publish().ended = false;
     }
 
     /// Gives late verdicts that are due and hands out the next frame. False if nobody takes it.
     fn turn(&mut self, now: Instant) -> bool {
         self.expire(now);
+        if !self.desk.is_judging()
+            && let Some(turnover) = self.turnover.take()
+            && !self.turn_over(turnover)
+        {
+            return false;
+        }
         let Some((line, picture)) = self.desk.next_frame() else { return true };
         let metrics = &self.seats[line].shared.telemetry.metrics;
         metrics.stage_queue.observe(now.saturating_duration_since(picture.captured_at()).as_secs_f64());
@@ -144,8 +231,20 @@ impl<P: Picture> Conductor<P> {
             self.maps.push_back(map);
         }
         let map = self.maps.pop_front();
-        // One frame is judged at a time and the queue holds one, so this never waits.
-        self.jobs.send(Job { line, picture, map }).is_ok()
+        // One frame is judged at a time and there is room for one beside a handover: this never waits.
+        self.jobs.send(Job::Judge { line, picture, map }).is_ok()
+    }
+
+    /// Nothing is being judged: what comes next is under the new rules, by the new judges. False if nobody
+    /// takes them.
+    fn turn_over(&mut self, Turnover { rules, terms, judges, done }: Turnover) -> bool {
+        for (line, (terms, rules)) in terms.into_iter().zip(rules).enumerate() {
+            self.desk.renew(line, terms);
+            self.publish(line, None);
+            self.seats[line].rules = rules;
+        }
+        let rois = self.seats.iter().map(|seat| seat.rules.roi).collect();
+        self.jobs.send(Job::Take(Handover { judges, rois, done })).is_ok()
     }
 
     fn arrived(&mut self, line: usize, picture: P) {
@@ -239,10 +338,9 @@ impl<P: Picture> Conductor<P> {
             self.maps.extend(map);
         } else if let Some(map) = map {
             let line = self.seats.iter().find(|seat| seat.rules.line == record.rules.line);
-            let (roi, latest) = match line {
-                Some(seat) => (seat.roi, Arc::clone(&seat.shared.latest)),
-                None => (None, Arc::default()),
-            };
+            let latest = line.map(|seat| Arc::clone(&seat.shared.latest)).unwrap_or_default();
+            // The region that it was judged on, which may have changed meanwhile.
+            let roi = record.rules.roi;
             let job = HeatmapJob { record: record.clone(), picture, map, roi, latest };
             match self.heatmaps.submit(job) {
                 Ok(()) => record.heatmap = true,
@@ -275,20 +373,18 @@ impl<P: Picture> Conductor<P> {
         }
     }
 
-    fn apply(&mut self, rules: Vec<Arc<Rules>>, done: &Sender<()>) {
-        for (seat, rules) in self.seats.iter_mut().zip(rules) {
-            seat.rules = rules;
+    /// Takes what is left in a camera's queue.
+    fn take_in(&mut self, line: usize) {
+        let Some(frames) = self.seats.get(line).map(|seat| seat.frames.clone()) else { return };
+        while let Ok(picture) = frames.try_recv() {
+            self.arrived(line, picture);
         }
-        // The reload was given up if nobody waits for the answer; the rules hold all the same.
-        let _ = done.try_send(());
     }
 
     /// Drops all frames that are left, those in the cameras' queues too.
-    fn cut(&mut self, cameras: &[Receiver<P>]) -> usize {
-        for (line, camera) in cameras.iter().enumerate() {
-            while let Ok(picture) = camera.try_recv() {
-                drop(self.desk.arrive(line, picture));
-            }
+    fn cut(&mut self) -> usize {
+        for line in 0..self.seats.len() {
+            self.take_in(line);
         }
         let left = self.desk.clear();
         for line in 0..self.seats.len() {

@@ -14,16 +14,15 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 
-use super::camera::{Camera, StopCamera, drop_reasons, restart_reasons};
+use super::camera::{StopCamera, Succession, drop_reasons, restart_reasons};
 use super::conductor::{Conductor, Control, End, Seat};
 use super::desk::{Desk, Terms};
 use super::heart::Heart;
-use super::judge::{self, Recipe, WorkerError};
-use super::ledger;
 use super::notify::Notifier;
-use super::reload::{self, ModelFacts};
-use super::shared::{LineShared, Lines, Published, State};
-use super::{Picture, Problem};
+use super::reload::{self, Cameras, Errand, InForce, Outcome};
+use super::shared::{CameraTerms, LineShared, Lines, Published, State};
+use super::supply::{FileStamp, ModelFacts, NoJudge, Supplier};
+use super::{Picture, Problem, judge, ledger};
 use crate::config::{Config, LineConfig, LineName};
 use crate::imaging::Heatmap;
 use crate::outputs::http::Server;
@@ -36,8 +35,8 @@ const MAPS: usize = 7;
 /// How long threads get to end after the drain's limit.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// How long a reload waits for the verdict thread, which never waits itself.
-const APPLY_LIMIT: Duration = Duration::from_secs(5);
+/// How long a message to the verdict thread may take, which never waits itself.
+const TELL_LIMIT: Duration = Duration::from_secs(5);
 
 /// What the daemon is told while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,29 +46,17 @@ pub enum Command {
     Reload,
 }
 
-/// Starts a line's camera.
-pub type OpenCamera<P> = Box<dyn FnOnce(&LineConfig) -> Result<Camera<P>, Problem>>;
-
-/// One line to start.
-pub struct Part<P> {
-    pub model_hash: String,
-    pub judge: Recipe,
-    pub camera: OpenCamera<P>,
-}
-
 /// Why the daemon did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("line {line}: the model cannot be used: {source}")]
-    Judge { line: LineName, source: Problem },
+    #[error(transparent)]
+    Judge(NoJudge),
     #[error("{0}")]
     Rules(String),
     #[error("line {line}: {source}")]
     Camera { line: LineName, source: Problem },
     #[error("the {name} thread cannot be started: {source}")]
     Thread { name: &'static str, source: std::io::Error },
-    #[error("the inference thread ended before it was ready")]
-    WorkerGone,
 }
 
 /// Why the daemon ended other than by its own will.
@@ -82,20 +69,28 @@ pub enum RunError {
 }
 
 /// All threads, running.
-pub struct Daemon {
-    config: Config,
+pub struct Daemon<P> {
+    in_force: InForce,
     config_path: PathBuf,
-    models: Vec<ModelFacts>,
+    supplier: Arc<dyn Supplier<P>>,
     telemetry: Telemetry,
     lines: Arc<Lines>,
-    cameras: Vec<(LineName, StopCamera)>,
+    cameras: Arc<Cameras>,
     stopping: Stopping,
-    control: Sender<Control>,
+    control: Sender<Control<P>>,
     end: Receiver<End>,
     threads: Vec<JoinHandle<()>>,
     server: Option<Server>,
     notifier: Notifier,
     told: Vec<Told>,
+    /// The reload that is under way, and whether another was asked for meanwhile.
+    reload: Option<Underway>,
+    reload_again: bool,
+}
+
+struct Underway {
+    outcome: Receiver<Outcome>,
+    thread: JoinHandle<()>,
 }
 
 /// What the log says of a line so far.
@@ -106,34 +101,26 @@ struct Told {
 }
 
 /// Starts everything: models first, because they take longest and fail most; cameras last, so that no
-/// frame is captured that could not be judged. `parts` are the lines of `config`, in order.
+/// frame is captured that could not be judged.
 pub fn start<P: Picture>(
     config: Config,
     config_path: PathBuf,
-    parts: Vec<Part<P>>,
+    supplier: Arc<dyn Supplier<P>>,
     telemetry: Telemetry,
     listener: Option<TcpListener>,
-) -> Result<Daemon, StartError> {
+) -> Result<Daemon<P>, StartError> {
     let thread = |name| move |source| StartError::Thread { name, source };
     let heart = Arc::new(Heart::new(Instant::now()));
-    let mut recipes = Vec::new();
-    let mut hashes = Vec::new();
-    let mut openers = Vec::new();
-    for (line, part) in config.lines.iter().zip(parts) {
-        recipes.push((line.name.clone(), line.roi, part.judge));
-        hashes.push(part.model_hash);
-        openers.push(part.camera);
+    let stamps: Vec<Option<FileStamp>> = config.lines.iter().map(|line| FileStamp::of(&line.model)).collect();
+    let asked: Vec<&LineConfig> = config.lines.iter().collect();
+    let made = supplier.judges(&config.daemon, &asked).map_err(StartError::Judge)?;
+    let mut models = Vec::new();
+    let mut judges = Vec::new();
+    for ((made, line), stamp) in made.into_iter().zip(&config.lines).zip(stamps) {
+        models.push(ModelFacts { hash: made.hash, thresholds: made.judge.thresholds(), stamp });
+        judges.push((made.judge, line.roi));
     }
-    let worker = judge::start::<P>(recipes, Arc::clone(&heart)).map_err(|error| match error {
-        WorkerError::Thread(source) => StartError::Thread { name: "inference", source },
-        WorkerError::Judge { line, source } => StartError::Judge { line, source },
-        WorkerError::Gone => StartError::WorkerGone,
-    })?;
-    let models: Vec<ModelFacts> = hashes
-        .into_iter()
-        .zip(&worker.thresholds)
-        .map(|(hash, thresholds)| ModelFacts { hash, thresholds: *thresholds })
-        .collect();
+    let worker = judge::start::<P>(judges, Arc::clone(&heart)).map_err(thread("inference"))?;
     let config_hash = config.hash().to_string();
     let rules = config
         .lines
@@ -149,12 +136,13 @@ pub fn start<P: Picture>(
 
     let mut seats = Vec::new();
     let mut shared = Vec::new();
-    let mut cameras: Vec<(LineName, StopCamera)> = Vec::new();
-    for ((line, open), rules) in config.lines.iter().zip(openers).zip(rules) {
-        let camera = match open(line) {
+    let mut cameras: Vec<StopCamera> = Vec::new();
+    for (line, rules) in config.lines.iter().zip(rules) {
+        let camera = match supplier.camera(line, 0) {
             Ok(camera) => camera,
             Err(source) => {
-                await_stop(begin_stop(cameras, Duration::from_secs(1)));
+                let started = config.lines.iter().map(|line| line.name.clone()).zip(cameras);
+                await_stop(begin_stop(started, Duration::from_secs(1)));
                 return Err(StartError::Camera { line: line.name.clone(), source });
             }
         };
@@ -163,20 +151,18 @@ pub fn start<P: Picture>(
         let line_shared = Arc::new(LineShared {
             telemetry: Arc::new(LineTelemetry::new(line.name.as_str(), metrics)),
             published: Mutex::new(Published::default()),
-            camera: camera.view,
+            camera: Succession::new(camera.view),
+            terms: Mutex::new(CameraTerms::of(line, Instant::now())),
             latest: Arc::new(Latest::default()),
-            slots: line.slots,
-            stall_timeout: line.stall_timeout,
-            started: Instant::now(),
         });
         telemetry.emit(Event::LineStarted {
             line: line.name.as_str(),
             model: &rules.model_hash,
             thresholds: rules.thresholds,
         });
-        cameras.push((line.name.clone(), camera.stop));
+        cameras.push(camera.stop);
         shared.push(Arc::clone(&line_shared));
-        seats.push(Seat { frames: camera.frames, roi: line.roi, rules, shared: line_shared });
+        seats.push(Seat::new(camera.frames, rules, line_shared));
     }
 
     let lines = Arc::new(Lines {
@@ -194,13 +180,13 @@ pub fn start<P: Picture>(
 
     let (control, control_receiver) = bounded(8);
     let (end_sender, end) = bounded(1);
-    let terms = |line: &LineConfig| Terms { queue: line.queue, policy: line.drop, deadline: line.deadline };
     let conductor = Conductor {
-        desk: Desk::new(config.lines.iter().map(terms)),
+        desk: Desk::new(config.lines.iter().map(Terms::of)),
         seats,
         jobs: worker.jobs,
         done: worker.done,
         control: control_receiver,
+        turnover: None,
         verdicts,
         heatmaps,
         spare,
@@ -224,12 +210,12 @@ pub fn start<P: Picture>(
     }
     let told = vec![Told::default(); config.lines.len()];
     Ok(Daemon {
-        config,
+        in_force: InForce { config, models },
         config_path,
-        models,
+        supplier,
         telemetry,
         lines,
-        cameras,
+        cameras: Arc::new(Cameras::new(cameras)),
         stopping: Vec::new(),
         control,
         end,
@@ -237,10 +223,12 @@ pub fn start<P: Picture>(
         server,
         notifier: Notifier::default(),
         told,
+        reload: None,
+        reload_again: false,
     })
 }
 
-impl Daemon {
+impl<P: Picture> Daemon<P> {
     /// Where HTTP is really served.
     pub fn address(&self) -> Option<SocketAddr> {
         self.server.as_ref().map(|server| server.address)
@@ -250,22 +238,25 @@ impl Daemon {
     pub fn run(mut self, commands: &Receiver<Command>) -> Result<(), RunError> {
         self.lines.state().name = "running";
         let config = self.lines.state().config_hash.clone();
-        self.telemetry.emit(Event::Ready { lines: self.config.lines.len(), config: &config });
+        self.telemetry.emit(Event::Ready { lines: self.in_force.config.lines.len(), config: &config });
         let status = self.status();
         self.notifier.ready(&status);
         let interval = Notifier::watchdog().unwrap_or(Duration::from_secs(1)).min(Duration::from_secs(1));
         let ticks = crossbeam_channel::tick(interval);
         let end = self.end.clone();
+        let no_reload = crossbeam_channel::never();
         // If whoever gives commands goes away, the daemon runs on; a disconnected channel would spin.
         let never = crossbeam_channel::never();
         let mut commands = commands;
         let ended = loop {
+            let reloaded = self.reload.as_ref().map_or(&no_reload, |reload| &reload.outcome).clone();
             select! {
                 recv(commands) -> command => match command {
                     Ok(Command::Reload) => self.reload(),
                     Ok(Command::Stop(why)) => break self.drain(why, commands),
                     Err(_) => commands = &never,
                 },
+                recv(reloaded) -> outcome => self.reloaded(outcome.ok()),
                 recv(end) -> end => break end.ok(),
                 recv(ticks) -> _ => self.tick(),
             }
@@ -273,34 +264,72 @@ impl Daemon {
         self.finish(ended)
     }
 
+    /// Begins a reload; one that is under way has read the file already, so another follows it.
     fn reload(&mut self) {
+        if self.reload.is_some() {
+            self.reload_again = true;
+            return;
+        }
         self.notifier.reloading();
-        let (result, detail) = match reload::prepare(&self.config_path, &self.config, &self.models) {
-            Err(refused) => refused,
-            Ok(ready) => {
-                let (done, applied) = bounded(1);
-                let told =
-                    self.control.send_timeout(Control::Apply { rules: ready.rules, done }, APPLY_LIMIT);
-                match told.is_ok() && applied.recv_timeout(APPLY_LIMIT).is_ok() {
-                    false => (Reload::Failed, "the verdict thread does not answer".to_owned()),
-                    true => {
-                        let hash = ready.config.hash().to_string();
-                        let info = &self.telemetry.metrics().config_hash;
-                        info.reset();
-                        info.with_label_values(&[&hash]).set(1);
-                        self.lines.state().config_hash = hash;
-                        self.config = ready.config;
-                        match ready.plan.is_empty() {
-                            true => (Reload::Unchanged, String::new()),
-                            false => (Reload::Applied, ready.plan.to_string()),
-                        }
-                    }
+        let errand = Errand {
+            path: self.config_path.clone(),
+            current: self.in_force.clone(),
+            supplier: Arc::clone(&self.supplier),
+            control: self.control.clone(),
+            lines: Arc::clone(&self.lines),
+            cameras: Arc::clone(&self.cameras),
+        };
+        let (sender, outcome) = bounded(1);
+        let thread = std::thread::Builder::new().name("reload".to_owned()).spawn(move || {
+            // The daemon does not wait for it when it ends.
+            let _ = sender.send(errand.run());
+        });
+        match thread {
+            Ok(thread) => self.reload = Some(Underway { outcome, thread }),
+            Err(error) => {
+                let detail = format!("the reload thread cannot be started: {error}");
+                self.conclude(Outcome { result: Reload::Failed, detail, next: None });
+            }
+        }
+    }
+
+    fn reloaded(&mut self, outcome: Option<Outcome>) {
+        if let Some(Underway { thread, .. }) = self.reload.take() {
+            // It has nothing left to do; a panic in it was printed already.
+            let _ = thread.join();
+        }
+        let detail = || "the reload thread failed; this is a fault of inspectd".to_owned();
+        self.conclude(outcome.unwrap_or_else(|| Outcome {
+            result: Reload::Failed,
+            detail: detail(),
+            next: None,
+        }));
+        if std::mem::take(&mut self.reload_again) {
+            self.reload();
+        }
+    }
+
+    fn conclude(&mut self, Outcome { result, detail, next }: Outcome) {
+        if let Some(next) = next {
+            let hash = next.config.hash().to_string();
+            let info = &self.telemetry.metrics().config_hash;
+            info.reset();
+            info.with_label_values(&[&hash]).set(1);
+            self.lines.state().config_hash = hash;
+            for ((line, before), now) in next.config.lines.iter().zip(&self.in_force.models).zip(&next.models)
+            {
+                if before.hash != now.hash {
+                    let (line, thresholds) = (line.name.as_str(), now.thresholds);
+                    let (from, to) = (before.hash.as_str(), now.hash.as_str());
+                    self.telemetry.emit(Event::ModelReplaced { line, from, to, thresholds });
                 }
             }
-        };
+            self.in_force = next;
+        }
         self.telemetry.emit(Event::Reloaded { result, detail: &detail });
         let status = match result {
             Reload::Applied | Reload::Unchanged => self.status(),
+            Reload::NoCamera => format!("{}; a camera did not start", self.status()),
             _ => format!("{}; the last reload was refused", self.status()),
         };
         self.notifier.ready(&status);
@@ -326,7 +355,7 @@ impl Daemon {
                 None if before.sick => self.telemetry.emit(Event::LineWell { line: name }),
                 _ => {}
             }
-            let checked = ledger::check(&snapshot.published.counts, &snapshot.camera, line.slots);
+            let checked = ledger::check(&snapshot.published.counts, &snapshot.camera, line.terms().slots);
             if let Err(imbalance) = checked {
                 line.telemetry.emit(LineEvent::LedgerUnbalanced { detail: &imbalance });
             }
@@ -336,7 +365,7 @@ impl Daemon {
     }
 
     fn status(&self) -> String {
-        let mut status = match self.config.lines.len() {
+        let mut status = match self.in_force.config.lines.len() {
             1 => "1 line".to_owned(),
             n => format!("{n} lines"),
         };
@@ -356,13 +385,13 @@ impl Daemon {
 
     /// Stops the cameras and lets the frames in flight be judged. Another [`Command::Stop`] cuts it short.
     fn drain(&mut self, why: &'static str, commands: &Receiver<Command>) -> Option<End> {
-        let limit = self.config.daemon.drain;
+        let limit = self.in_force.config.daemon.drain;
         let until = Instant::now() + limit;
         self.lines.state().name = "stopping";
         self.notifier.stopping();
         self.telemetry.emit(Event::Draining { why, limit });
         self.tell(Control::Drain { until });
-        self.stopping = begin_stop(std::mem::take(&mut self.cameras), limit);
+        self.stopping = self.stop_cameras();
         let overdue = crossbeam_channel::at(until + GRACE);
         let ticks = crossbeam_channel::tick(Duration::from_millis(200));
         let mut commands = Some(commands);
@@ -376,6 +405,9 @@ impl Daemon {
                     Err(_) => commands = None,
                 },
                 recv(ticks) -> _ => {
+                    // A reload may have started a camera just before it heard of the end.
+                    let more = self.stop_cameras();
+                    self.stopping.extend(more);
                     if self.lines.heart.arrest(Instant::now()).is_none() {
                         self.notifier.feed();
                     }
@@ -385,9 +417,16 @@ impl Daemon {
         }
     }
 
-    fn tell(&self, control: Control) {
+    /// Stops all cameras that run, without waiting for it.
+    fn stop_cameras(&self) -> Stopping {
+        let lines = self.in_force.config.lines.iter().enumerate();
+        let cameras = lines.filter_map(|(i, line)| Some((line.name.clone(), self.cameras.take(i)?)));
+        begin_stop(cameras, self.in_force.config.daemon.drain)
+    }
+
+    fn tell(&self, control: Control<P>) {
         // The verdict thread takes its messages at once; if it is gone, `end` says so.
-        let _ = self.control.send_timeout(control, APPLY_LIMIT);
+        let _ = self.control.send_timeout(control, TELL_LIMIT);
     }
 
     /// For tests: what is published of each line.
@@ -403,7 +442,7 @@ impl Daemon {
             self.lines.state().name = "stopping";
             self.notifier.stopping();
         }
-        let rest = begin_stop(std::mem::take(&mut self.cameras), self.config.daemon.drain);
+        let rest = self.stop_cameras();
         let stopped = await_stop(rest) & await_stop(std::mem::take(&mut self.stopping));
         let left = match ended {
             Some(End::Finished) => 0,
@@ -412,6 +451,9 @@ impl Daemon {
         };
         if left > 0 {
             self.telemetry.emit(Event::DrainLimit { left });
+        }
+        if let Some(Underway { thread, .. }) = self.reload.take() {
+            self.threads.push(thread);
         }
         // A thread that is stuck (a model, a disk) ends with the process.
         let until = Instant::now() + GRACE;
@@ -442,7 +484,7 @@ impl Daemon {
 type Stopping = Vec<std::io::Result<JoinHandle<Result<(), Problem>>>>;
 
 /// Stops all cameras at once, each within `limit`, without waiting for it.
-fn begin_stop(cameras: Vec<(LineName, StopCamera)>, limit: Duration) -> Stopping {
+fn begin_stop(cameras: impl IntoIterator<Item = (LineName, StopCamera)>, limit: Duration) -> Stopping {
     let stop = |(name, stop): (LineName, StopCamera)| {
         std::thread::Builder::new().name(format!("stop {name}")).spawn(move || stop(limit))
     };

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::DropPolicy;
+use crate::config::{DropPolicy, LineConfig};
 use crate::model::Verdict;
 use crate::outputs::Pixels;
 use crate::pages::Pages;
@@ -31,6 +31,12 @@ pub struct Terms {
     pub policy: DropPolicy,
     /// From capture to verdict.
     pub deadline: Option<Duration>,
+}
+
+impl Terms {
+    pub fn of(line: &LineConfig) -> Self {
+        Terms { queue: line.queue, policy: line.drop, deadline: line.deadline }
+    }
 }
 
 /// What became of the frames that were received.
@@ -90,6 +96,23 @@ impl<P: Picture> Desk<P> {
             judging: false,
         };
         Desk { lines: terms.into_iter().map(line).collect(), judging: None }
+    }
+
+    /// Whether a frame is being judged.
+    pub fn is_judging(&self) -> bool {
+        self.judging.is_some()
+    }
+
+    /// New terms for a line. Frames that no longer fit its queue are dropped as it fills up: the oldest first.
+    pub fn renew(&mut self, line: usize, terms: Terms) {
+        let Some(l) = self.lines.get_mut(line) else { return };
+        l.terms = terms;
+        while l.waiting.len() > terms.queue {
+            l.waiting.pop_front();
+            l.counts.queue_full += 1;
+        }
+        l.waiting.reserve(terms.queue + 1 - l.waiting.len());
+        l.recount();
     }
 
     /// Whether a frame of `line` may be taken from its camera: always, but for lines that block.

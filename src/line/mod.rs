@@ -8,7 +8,7 @@
 //! | who allocates per frame | nobody on the inference thread |
 //! | who waits for an output | nobody (see `outputs`) |
 //! | ledger | captured = verdicts + dropped(reason) + in flight, per line; checked every second and at the end |
-//! | reload | one message between two frames; all or nothing |
+//! | reload | prepared on a thread of its own, in force between two frames; all or nothing |
 //! | watchdog | fed while the threads that all lines share make progress |
 //!
 //! Threads and what passes between them: see [`daemon`]. All frames meet at one place, the desk, which
@@ -26,13 +26,15 @@ mod notify;
 mod reload;
 mod shared;
 pub mod standby;
+mod supply;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
 
 pub use desk::{Counts, Desk, FrameId, Picture, Terms};
-pub use judge::{Judge, Recipe};
+pub use judge::Judge;
+pub use supply::{FileStamp, Made, ModelFacts, NoJudge, Supplier};
 
 /// What went wrong in another room, or in a fake of one.
 pub type Problem = Box<dyn std::error::Error + Send + Sync>;

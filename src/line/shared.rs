@@ -3,10 +3,11 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::camera::{CameraCounts, CameraView};
+use super::camera::{CameraCounts, CameraView, Succession};
 use super::desk::Counts;
 use super::heart::Heart;
 use super::{health, ledger};
+use crate::config::LineConfig;
 use crate::outputs::Latest;
 use crate::outputs::http::{Board, Health, LineHealth};
 use crate::telemetry::{FrameCounts, LineTelemetry, Telemetry};
@@ -23,11 +24,23 @@ pub struct Published {
 pub struct LineShared {
     pub telemetry: Arc<LineTelemetry>,
     pub published: Mutex<Published>,
-    pub camera: Arc<dyn CameraView>,
+    pub camera: Succession,
+    pub terms: Mutex<CameraTerms>,
     pub latest: Arc<Latest>,
+}
+
+/// What is expected of a line's camera.
+#[derive(Clone, Copy, Debug)]
+pub struct CameraTerms {
     pub slots: usize,
     pub stall_timeout: Option<Duration>,
     pub started: Instant,
+}
+
+impl CameraTerms {
+    pub fn of(line: &LineConfig, started: Instant) -> Self {
+        CameraTerms { slots: line.slots, stall_timeout: line.stall_timeout, started }
+    }
 }
 
 /// A line at one instant.
@@ -42,11 +55,21 @@ impl LineShared {
         self.published.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    pub fn terms(&self) -> CameraTerms {
+        *self.terms.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Another camera follows. `ended`: the one before counts no more.
+    pub fn follow(&self, camera: Arc<dyn CameraView>, ended: bool, terms: CameraTerms) {
+        *self.terms.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = terms;
+        self.camera.follow(camera, ended);
+    }
+
     pub fn snapshot(&self, now: Instant) -> Snapshot {
         // The desk first: see ledger::check.
         let published = *self.publish();
-        let camera = self.camera.counts();
-        let sick = health::sickness(&camera, published.ended, self.stall_timeout, self.started, now);
+        let (camera, terms) = (self.camera.counts(), self.terms());
+        let sick = health::sickness(&camera, published.ended, terms.stall_timeout, terms.started, now);
         Snapshot { published, camera, sick }
     }
 }

@@ -1,14 +1,16 @@
 //! Fakes for the tests of this room: pictures, cameras and judges without GStreamer and without a model.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::camera::{Camera, CameraCounts, CameraView};
 use super::desk::Picture;
-use super::{Judge, Problem};
+use super::{Judge, Made, NoJudge, Problem, Supplier};
+use crate::config::{Complaint, DaemonConfig, LineConfig};
 use crate::imaging::{FrameView, Roi};
 use crate::model::Thresholds;
 use crate::outputs::Pixels;
@@ -58,8 +60,10 @@ impl Random {
 }
 
 /// A camera that a test feeds by hand.
+#[derive(Clone)]
 pub struct FakeCamera {
-    frames: Sender<FakePicture>,
+    /// Gone once the camera was stopped.
+    frames: Arc<Mutex<Option<Sender<FakePicture>>>>,
     counts: Arc<FakeCounts>,
 }
 
@@ -81,12 +85,23 @@ impl CameraView for FakeCounts {
 }
 
 impl FakeCamera {
-    /// The hand that feeds, and what the daemon opens. Stopping it does nothing: drop the hand.
+    /// The hand that feeds, and what the daemon opens. It ends when its last hand is dropped, or stopped.
     pub fn new() -> (FakeCamera, Camera<FakePicture>) {
         let (frames, receiver) = bounded(1);
+        let frames = Arc::new(Mutex::new(Some(frames)));
         let counts = Arc::new(FakeCounts::default());
-        let view = Arc::clone(&counts);
-        (FakeCamera { frames, counts }, Camera { frames: receiver, view, stop: Box::new(|_| Ok(())) })
+        let (view, hand) = (Arc::clone(&counts), Arc::downgrade(&frames));
+        let stop = move |_| {
+            if let Some(frames) = hand.upgrade() {
+                frames.lock().unwrap().take();
+            }
+            Ok(())
+        };
+        (FakeCamera { frames, counts }, Camera { frames: receiver, view, stop: Box::new(stop) })
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.frames.lock().unwrap().is_none()
     }
 
     /// Captures a frame now; waits while the hand-over queue is full. The frame's number is its score.
@@ -94,7 +109,8 @@ impl FakeCamera {
         let sequence = self.counts.started.fetch_add(1, Relaxed);
         // Counted before it is handed over, as a camera does.
         self.counts.captured.fetch_add(1, Relaxed);
-        self.frames
+        let frames = self.frames.lock().unwrap().clone().expect("the camera runs");
+        frames
             .send_timeout(FakePicture::new(sequence, Instant::now()), Duration::from_secs(10))
             .expect("the daemon takes frames");
     }
@@ -105,11 +121,69 @@ impl FakeCamera {
 pub struct FakeJudge {
     pub gate: Option<Receiver<()>>,
     pub map: Vec<f32>,
+    /// Its own thresholds.
+    pub thresholds: Thresholds,
+}
+
+impl FakeJudge {
+    pub fn new(gate: Option<Receiver<()>>) -> Self {
+        FakeJudge { gate, map: vec![0.5; 4], thresholds: Thresholds { unsure: 100.0, bad: 200.0 } }
+    }
+}
+
+/// Makes a judge.
+pub type Recipe = Box<dyn FnOnce() -> Result<Box<dyn Judge>, Problem> + Send>;
+
+/// Gives out what tests have put in: judges with their models' hashes and cameras, in order.
+#[derive(Default)]
+pub struct FakeSupplier {
+    pub judges: Mutex<VecDeque<(&'static str, Recipe)>>,
+    pub cameras: Mutex<VecDeque<Camera<FakePicture>>>,
+    first: Mutex<Vec<u64>>,
+}
+
+impl FakeSupplier {
+    pub fn put_judge(&self, hash: &'static str, judge: Recipe) {
+        self.judges.lock().unwrap().push_back((hash, judge));
+    }
+
+    /// The hand of a camera that is given out later.
+    pub fn put_camera(&self) -> FakeCamera {
+        let (hand, camera) = FakeCamera::new();
+        self.cameras.lock().unwrap().push_back(camera);
+        hand
+    }
+
+    /// The number of each camera's first frame, in the order that they were started.
+    pub fn first_frames(&self) -> Vec<u64> {
+        self.first.lock().unwrap().clone()
+    }
+}
+
+impl Supplier<FakePicture> for FakeSupplier {
+    fn judges(&self, _: &DaemonConfig, lines: &[&LineConfig]) -> Result<Vec<Made>, NoJudge> {
+        let make = |line: &&LineConfig| {
+            let next = self.judges.lock().unwrap().pop_front();
+            let (hash, recipe) = next.unwrap_or_else(|| panic!("no judge for {}", line.name));
+            let judge = recipe().map_err(|source| NoJudge { line: line.name.clone(), source })?;
+            Ok(Made { hash: hash.to_owned(), judge })
+        };
+        lines.iter().map(make).collect()
+    }
+
+    fn camera(&self, _: &LineConfig, first: u64) -> Result<Camera<FakePicture>, Problem> {
+        self.first.lock().unwrap().push(first);
+        self.cameras.lock().unwrap().pop_front().ok_or_else(|| "there is no element `fake`".into())
+    }
+
+    fn examine(&self, _: &LineConfig) -> Vec<Complaint> {
+        Vec::new()
+    }
 }
 
 impl Judge for FakeJudge {
     fn thresholds(&self) -> Thresholds {
-        Thresholds { unsure: 100.0, bad: 200.0 }
+        self.thresholds
     }
 
     fn judge(&mut self, frame: &FrameView<'_>, _: Option<Roi>) -> Result<Judgement<'_>, Problem> {

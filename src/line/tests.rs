@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, bounded};
 use serde_json::Value;
 
-use super::daemon::{Command, Daemon, Part, RunError, StartError, start};
+use super::Counts;
+use super::daemon::{Command, Daemon, RunError, StartError, start};
 use super::shared::Lines;
-use super::testing::{FakeCamera, FakeJudge, FakePicture};
-use super::{Counts, Recipe};
+use super::testing::{FakeCamera, FakeJudge, FakePicture, FakeSupplier, Recipe};
 use crate::config::{self, Config};
+use crate::model::Thresholds;
 use crate::outputs::http::Board;
 use crate::telemetry::Telemetry;
 
@@ -25,6 +26,7 @@ struct Site {
 struct Running {
     commands: Sender<Command>,
     lines: Arc<Lines>,
+    supplier: Arc<FakeSupplier>,
     thread: JoinHandle<Result<(), RunError>>,
 }
 
@@ -57,10 +59,15 @@ impl Site {
     }
 
     fn start(&self, config: Config, judges: Vec<Recipe>) -> (Running, Vec<FakeCamera>) {
-        let (parts, hands): (Vec<_>, Vec<_>) = judges.into_iter().map(part).unzip();
-        let path = self.path("c.toml");
-        let daemon = start(config, path, parts, Telemetry::new(), None).unwrap_or_else(|e| panic!("{e}"));
-        (run(daemon), hands)
+        let supplier = Arc::new(FakeSupplier::default());
+        let put = |judge: Recipe| {
+            supplier.put_judge("m", judge);
+            supplier.put_camera()
+        };
+        let hands = judges.into_iter().map(put).collect();
+        let works = Arc::<FakeSupplier>::clone(&supplier);
+        let daemon = start(config, self.path("c.toml"), works, Telemetry::new(), None);
+        (run(daemon.unwrap_or_else(|e| panic!("{e}")), supplier), hands)
     }
 
     fn verdicts(&self, line: &str) -> Vec<Value> {
@@ -73,44 +80,60 @@ fn read(path: &Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn part(judge: Recipe) -> (Part<FakePicture>, FakeCamera) {
-    let (hand, camera) = FakeCamera::new();
-    (Part { model_hash: "m".into(), judge, camera: Box::new(|_| Ok(camera)) }, hand)
-}
-
-fn run(daemon: Daemon) -> Running {
+fn run(daemon: Daemon<FakePicture>, supplier: Arc<FakeSupplier>) -> Running {
     let (commands, receiver) = bounded(8);
     let lines = daemon.lines();
-    Running { commands, lines, thread: std::thread::spawn(move || daemon.run(&receiver)) }
+    Running { commands, lines, supplier, thread: std::thread::spawn(move || daemon.run(&receiver)) }
 }
 
 /// A judge that never waits.
 fn swift() -> Recipe {
-    Box::new(|| Ok(Box::new(FakeJudge { gate: None, map: vec![0.5; 4] })))
+    Box::new(|| Ok(Box::new(FakeJudge::new(None))))
 }
 
 /// A judge that waits for a token before each frame, and the hand that gives tokens.
 fn gated() -> (Recipe, Sender<()>) {
     let (token, gate) = bounded(100);
-    (Box::new(|| Ok(Box::new(FakeJudge { gate: Some(gate), map: vec![0.5; 4] }))), token)
+    (Box::new(|| Ok(Box::new(FakeJudge::new(Some(gate))))), token)
 }
 
 impl Running {
+    fn reloads(&self, result: &str) -> u64 {
+        self.lines.telemetry.metrics().config_reloads.with_label_values(&[result]).get()
+    }
+
+    /// Asks for a reload of the file as it stands.
+    fn reload(&self) {
+        self.commands.send(Command::Reload).unwrap();
+    }
+
+    /// Reloads and waits for that result.
+    fn reload_to(&self, result: &str) {
+        let before = self.reloads(result);
+        self.reload();
+        until(result, || self.reloads(result) > before);
+    }
+
     fn counts(&self, line: usize) -> Counts {
         self.lines.lines[line].publish().counts
     }
 
     /// Waits until `holds` does.
     fn wait(&self, line: usize, what: &str, holds: impl Fn(Counts) -> bool) {
-        let until = Instant::now() + Duration::from_secs(10);
-        while !holds(self.counts(line)) {
-            assert!(Instant::now() < until, "{what}: {:?}", self.counts(line));
-            std::thread::yield_now();
-        }
+        until(&format!("{what}: {:?}", self.counts(line)), || holds(self.counts(line)));
     }
 
     fn end(self) -> (Result<(), RunError>, Arc<Lines>) {
         (self.thread.join().unwrap(), self.lines)
+    }
+}
+
+/// Waits until `holds` does.
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let limit = Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(Instant::now() < limit, "{what} never came");
+        std::thread::yield_now();
     }
 }
 
@@ -272,17 +295,9 @@ fn a_second_stop_does_not_wait_for_the_limit() {
 fn a_reload_changes_the_next_verdict_and_a_refused_one_changes_nothing() {
     let site = Site::new();
     let (running, cameras) = site.start(site.configure("", &[""]), vec![swift()]);
-    let reloads =
-        |result: &str| running.lines.telemetry.metrics().config_reloads.with_label_values(&[result]).get();
     let reload = |text: &str, result: &str| {
-        let before = reloads(result);
         std::fs::write(site.path("c.toml"), text).unwrap();
-        running.commands.send(Command::Reload).unwrap();
-        let until = Instant::now() + Duration::from_secs(10);
-        while reloads(result) == before {
-            assert!(Instant::now() < until, "{result} never came");
-            std::thread::yield_now();
-        }
+        running.reload_to(result);
     };
     let text = std::fs::read_to_string(site.path("c.toml")).unwrap();
     let stricter = format!("{text}[line.thresholds]\nunsure = 0.5\nbad = 1.5\n");
@@ -294,7 +309,7 @@ fn a_reload_changes_the_next_verdict_and_a_refused_one_changes_nothing() {
     reload(&stricter, "applied");
     judge_one(2);
     reload(&stricter.replace("bad = 1.5", "bad = 0.1"), "invalid");
-    reload(&stricter.replace("\"fake\"", "\"other\"").replace("1.5", "9.5"), "needs_restart");
+    reload(&stricter.replace("[daemon]", "[daemon]\nthreads = 3").replace("1.5", "9.5"), "needs_restart");
     judge_one(3);
     reload(&stricter, "unchanged");
     drop(cameras);
@@ -304,6 +319,140 @@ fn a_reload_changes_the_next_verdict_and_a_refused_one_changes_nothing() {
     assert_eq!(seen, ["good", "unsure", "bad"]);
     assert_ne!(verdicts[0]["config_hash"], verdicts[1]["config_hash"]);
     assert_eq!(verdicts[1]["config_hash"], verdicts[2]["config_hash"]);
+}
+
+#[test]
+fn a_model_taught_anew_takes_its_place_between_two_frames() {
+    let site = Site::new();
+    let (first, token) = gated();
+    let (running, cameras) = site.start(site.configure("", &["deadline_ms = 0"]), vec![first]);
+    for n in 1..=3 {
+        cameras[0].capture();
+        running.wait(0, "the frame is there", |c| c.received == n);
+    }
+    // The new model calls everything bad. It is ready while a frame is judged by the old one.
+    let strict = Thresholds { unsure: -2.0, bad: -1.0 };
+    let (ready, made) = bounded(1);
+    let judge: Recipe = Box::new(move || {
+        ready.send(()).unwrap();
+        Ok(Box::new(FakeJudge { thresholds: strict, ..FakeJudge::new(None) }))
+    });
+    running.supplier.put_judge("new", judge);
+    std::fs::write(site.path("model"), "taught anew").unwrap();
+    let applied = running.reloads("applied");
+    running.reload();
+    made.recv_timeout(Duration::from_secs(10)).unwrap();
+    assert_eq!(running.counts(0).settled(), 0, "the frame is still being judged");
+    token.send(()).unwrap();
+    until("the new model", || running.reloads("applied") > applied);
+    running.wait(0, "all are judged", |c| c.settled() == 3);
+    // The same file once more is no news, and no judge is made.
+    running.reload_to("unchanged");
+    drop(cameras);
+    let (result, lines) = running.end();
+    assert_eq!((result, unbalanced(&lines)), (Ok(()), 0));
+    let verdicts = site.verdicts("a");
+    let seen: Vec<_> = verdicts
+        .iter()
+        .map(|v| (v["verdict"].as_str().unwrap(), v["model_hash"].as_str().unwrap()))
+        .collect();
+    assert_eq!(seen, [("good", "m"), ("bad", "new"), ("bad", "new")]);
+    assert_eq!(verdicts[0]["thresholds"]["bad"], 200.0);
+    assert_eq!(verdicts[1]["thresholds"]["bad"], -1.0);
+    let text = lines.telemetry.scrape();
+    assert!(text.contains("inspectd_model_info{line=\"a\",version=\"new\"} 1"), "{text}");
+    assert!(!text.contains("version=\"m\""), "{text}");
+}
+
+#[test]
+fn a_model_that_cannot_be_used_refuses_the_reload_and_the_old_one_judges_on() {
+    let site = Site::new();
+    let (running, cameras) = site.start(site.configure("", &[""]), vec![swift()]);
+    running.supplier.put_judge("bad", Box::new(|| Err("it is for another preset".into())));
+    std::fs::write(site.path("model"), "not a model").unwrap();
+    running.reload_to("failed");
+    cameras[0].capture();
+    running.wait(0, "it is judged", |c| c.verdicts[0] == 1);
+    drop(cameras);
+    running.end().0.unwrap();
+    assert_eq!(site.verdicts("a")[0]["model_hash"], "m");
+}
+
+#[test]
+fn another_source_restarts_the_camera_of_its_line_and_no_other() {
+    let site = Site::new();
+    let keys = "drop = \"block\"\ndeadline_ms = 0";
+    let (running, cameras) = site.start(site.configure("", &[keys, keys]), vec![swift(), swift()]);
+    for _ in 0..5 {
+        cameras.iter().for_each(FakeCamera::capture);
+    }
+    let next = running.supplier.put_camera();
+    let text = std::fs::read_to_string(site.path("c.toml")).unwrap();
+    std::fs::write(site.path("c.toml"), text.replacen("\"fake\"", "\"other\"", 1)).unwrap();
+    running.reload_to("applied");
+    assert!(cameras[0].is_stopped() && !cameras[1].is_stopped());
+    assert_eq!(running.supplier.first_frames(), [0, 0, 5], "numbers go on where they were");
+    next.capture();
+    cameras[1].capture();
+    running.wait(0, "frames of the new camera are judged", |c| c.settled() == 6);
+    running.wait(1, "and of the other line", |c| c.settled() == 6);
+    let text = running.lines.telemetry.scrape();
+    for line in ["a", "b"] {
+        let captured = format!("inspectd_frames_captured_total{{line=\"{line}\"}} 6");
+        assert!(text.contains(&captured), "{captured} in\n{text}");
+    }
+    drop((cameras, next));
+    let (result, lines) = running.end();
+    assert_eq!((result, unbalanced(&lines)), (Ok(()), 0));
+}
+
+#[test]
+fn a_camera_that_does_not_start_leaves_the_others_and_is_tried_by_the_next_reload() {
+    let site = Site::new();
+    let (running, cameras) = site.start(site.configure("", &["", ""]), vec![swift(), swift()]);
+    let text = std::fs::read_to_string(site.path("c.toml")).unwrap();
+    std::fs::write(site.path("c.toml"), text.replacen("\"fake\"", "\"other\"", 1)).unwrap();
+    running.reload_to("no_camera");
+    cameras[1].capture();
+    running.wait(1, "the other line goes on", |c| c.settled() == 1);
+    let next = running.supplier.put_camera();
+    running.reload_to("unchanged");
+    next.capture();
+    running.wait(0, "the line is back", |c| c.settled() == 1);
+    drop((cameras, next));
+    let (result, lines) = running.end();
+    assert_eq!((result, unbalanced(&lines)), (Ok(()), 0));
+}
+
+#[test]
+fn reloads_by_the_hundred_lose_no_frame() {
+    let site = Site::new();
+    let keys = "drop = \"block\"\ndeadline_ms = 0";
+    let (running, cameras) = site.start(site.configure("", &[keys]), vec![swift()]);
+    let good = std::fs::read_to_string(site.path("c.toml")).unwrap();
+    let other = format!("{good}heatmaps_keep = 7\n");
+    let mut frames = 0;
+    for n in 0..200 {
+        let (text, result) = match n % 4 {
+            0 => (good.clone(), if n == 0 { "unchanged" } else { "applied" }),
+            2 => (other.clone(), "applied"),
+            _ => (format!("{good}nonsense = 1\n"), "invalid"),
+        };
+        std::fs::write(site.path("c.toml"), text).unwrap();
+        let before = running.reloads(result);
+        running.reload();
+        until(result, || {
+            cameras[0].capture();
+            frames += 1;
+            running.reloads(result) > before
+        });
+    }
+    drop(cameras);
+    let (result, lines) = running.end();
+    assert_eq!((result, unbalanced(&lines)), (Ok(()), 0));
+    let counts = lines.lines[0].publish().counts;
+    assert_eq!((counts.received, counts.settled()), (frames, frames));
+    assert_eq!(counts.verdicts.iter().sum::<u64>(), frames);
 }
 
 #[test]
@@ -348,8 +497,10 @@ fn a_model_that_cannot_be_used_is_an_error_at_start_with_its_line() {
     let site = Site::new();
     let config = site.configure("", &["", ""]);
     let bad: Recipe = Box::new(|| Err("it is for another preset".into()));
-    let (parts, _hands): (Vec<_>, Vec<_>) = [swift(), bad].into_iter().map(part).unzip();
-    let error = start(config, site.path("c.toml"), parts, Telemetry::new(), None).err().unwrap();
+    let supplier = FakeSupplier::default();
+    supplier.put_judge("m", swift());
+    supplier.put_judge("m", bad);
+    let error = start(config, site.path("c.toml"), Arc::new(supplier), Telemetry::new(), None).err().unwrap();
     assert_eq!(error.to_string(), "line b: the model cannot be used: it is for another preset");
 }
 
@@ -357,12 +508,9 @@ fn a_model_that_cannot_be_used_is_an_error_at_start_with_its_line() {
 fn a_camera_that_cannot_be_built_is_an_error_at_start_with_its_line() {
     let site = Site::new();
     let config = site.configure("", &[""]);
-    let no_camera = Part::<FakePicture> {
-        model_hash: "m".into(),
-        judge: swift(),
-        camera: Box::new(|_| Err("there is no element `fake`".into())),
-    };
-    let error = start(config, site.path("c.toml"), vec![no_camera], Telemetry::new(), None).err().unwrap();
+    let supplier = FakeSupplier::default();
+    supplier.put_judge("m", swift());
+    let error = start(config, site.path("c.toml"), Arc::new(supplier), Telemetry::new(), None).err().unwrap();
     assert!(matches!(error, StartError::Camera { .. }));
     assert_eq!(error.to_string(), "line a: there is no element `fake`");
 }

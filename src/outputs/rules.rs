@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::{Outlet, OutputError};
 use crate::config::{HeatmapsOf, LineName, OutputsConfig, Sink};
+use crate::imaging::Roi;
 use crate::model::{Thresholds, Verdict};
 
 /// The rules of one line between two reloads. Shared: a verdict carries the rules that it was given by,
@@ -15,6 +16,8 @@ use crate::model::{Thresholds, Verdict};
 #[derive(Debug)]
 pub struct Rules {
     pub line: LineName,
+    /// The part of the picture that is judged.
+    pub roi: Option<Roi>,
     pub thresholds: Thresholds,
     pub model_hash: String,
     pub config_hash: String,
@@ -55,7 +58,16 @@ impl Rules {
                 Some(HeatmapFolder { path: path.clone(), of, keep })
             }
         };
-        Ok(Rules { line, thresholds, model_hash, config_hash, verdicts, heatmaps, outlets: Vec::new() })
+        Ok(Rules {
+            line,
+            roi: None,
+            thresholds,
+            model_hash,
+            config_hash,
+            verdicts,
+            heatmaps,
+            outlets: Vec::new(),
+        })
     }
 
     /// Whether a verdict drives anything at all.

@@ -33,6 +33,7 @@ fn with(rules: Rules) -> Record {
 pub fn record() -> Record {
     with(Rules {
         line: LineName::new("cam1"),
+        roi: None,
         thresholds: THRESHOLDS,
         model_hash: "m0".into(),
         config_hash: "c0".into(),

@@ -22,11 +22,19 @@ pub enum Reload {
     Invalid,
     NeedsRestart,
     Failed,
+    /// Taken over, but a line is without a camera now.
+    NoCamera,
 }
 
 impl Reload {
-    pub const ALL: [Reload; 5] =
-        [Reload::Applied, Reload::Unchanged, Reload::Invalid, Reload::NeedsRestart, Reload::Failed];
+    pub const ALL: [Reload; 6] = [
+        Reload::Applied,
+        Reload::Unchanged,
+        Reload::Invalid,
+        Reload::NeedsRestart,
+        Reload::Failed,
+        Reload::NoCamera,
+    ];
 
     pub fn label(self) -> &'static str {
         match self {
@@ -35,6 +43,7 @@ impl Reload {
             Reload::Invalid => "invalid",
             Reload::NeedsRestart => "needs_restart",
             Reload::Failed => "failed",
+            Reload::NoCamera => "no_camera",
         }
     }
 }
@@ -44,6 +53,7 @@ impl Reload {
 pub enum Event<'a> {
     Listening { address: SocketAddr },
     LineStarted { line: &'a str, model: &'a str, thresholds: Thresholds },
+    ModelReplaced { line: &'a str, from: &'a str, to: &'a str, thresholds: Thresholds },
     Ready { lines: usize, config: &'a str },
     Reloaded { result: Reload, detail: &'a dyn fmt::Display },
     LineEnded { line: &'a str },
@@ -69,6 +79,12 @@ impl Event<'_> {
                 metrics.model_info.with_label_values(&[line, model]).set(1);
                 info!(line, model, %unsure, %bad, "The line is started.");
             }
+            Event::ModelReplaced { line, from, to, thresholds: Thresholds { unsure, bad } } => {
+                // Gone already where the line had none.
+                let _ = metrics.model_info.remove_label_values(&[line, from]);
+                metrics.model_info.with_label_values(&[line, to]).set(1);
+                info!(line, model = to, before = from, %unsure, %bad, "The line has another model.");
+            }
             Event::Ready { lines, config } => {
                 metrics.config_hash.with_label_values(&[config]).set(1);
                 info!(lines, config, "Ready.");
@@ -83,6 +99,10 @@ impl Event<'_> {
                     }
                     Reload::NeedsRestart => error!(
                         "Nothing was taken over, because these changes need `systemctl restart inspectd`: {detail}."
+                    ),
+                    Reload::NoCamera => error!(
+                        "The configuration was taken over, but a camera did not start; another reload tries it \
+                         again: {detail}."
                     ),
                     Reload::Failed => error!(
                         "Nothing was taken over, and the configuration before stays in force: {detail}"

@@ -118,7 +118,7 @@ metrics! {
     ledger_unbalanced: IntCounterVec = "ledger_unbalanced_total", Kind::Counter, ["line"],
         "Checks of the ledger of frames that found a frame lost or counted twice.";
     config_reloads: IntCounterVec = "config_reloads_total", Kind::Counter, ["result"],
-        "Reloads: applied, unchanged, invalid (the file is wrong), needs_restart or failed; all but applied changed nothing.";
+        "Reloads: applied, unchanged, invalid (the file is wrong), needs_restart or failed, all of which changed nothing; no_camera (taken over, but a line has no camera now).";
     config_hash: IntGaugeVec = "config_hash_info", Kind::Gauge, ["hash"],
         "1 for the configuration in force.";
     model_info: IntGaugeVec = "model_info", Kind::Gauge, ["line", "version"],
