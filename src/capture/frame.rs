@@ -11,14 +11,35 @@ use super::stats::{DropReason, Ticket};
 use crate::imaging::{FrameView, PixelFormat};
 use crate::pages::Pages;
 
+/// Why a frame came without pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Damage {
+    /// The driver or decoder says so.
+    Marked,
+    /// Its memory is shorter than its format and size say.
+    Short,
+    /// Its JPEG data is cut off or changed.
+    Undecodable,
+}
+
+/// A clause.
+impl std::fmt::Display for Damage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Damage::Marked => "its driver or decoder marked it as damaged",
+            Damage::Short => "it has fewer bytes than its format and size need",
+            Damage::Undecodable => "its JPEG data is cut off or damaged",
+        })
+    }
+}
+
 /// A frame in a slot of its camera's pool. Dropping it gives the slot back, so hold it no longer than
 /// needed: a camera whose slots are all held has nowhere to put the next frame.
 #[derive(Debug)]
 pub struct Frame {
     // Before the storage: the ledger's line closes first, then the slot returns.
     ticket: Ticket,
-    storage: Storage,
-    layout: Layout,
+    content: Result<(Storage, Layout), Damage>,
     sequence: u64,
     captured_at: Instant,
     pts: Option<Duration>,
@@ -50,24 +71,34 @@ impl Storage {
 
 impl Frame {
     pub(super) fn new(
-        storage: Storage,
-        layout: Layout,
+        content: Result<(Storage, Layout), Damage>,
         ticket: Ticket,
         sequence: u64,
         captured_at: Instant,
         pts: Option<Duration>,
     ) -> Self {
-        Frame { ticket, storage, layout, sequence, captured_at, pts }
+        Frame { ticket, content, sequence, captured_at, pts }
     }
 
-    /// The pixels. Strides may exceed the rows' bytes; padding is undefined.
+    /// Why the frame has no pixels, if it has none.
+    pub fn damage(&self) -> Option<Damage> {
+        self.content.as_ref().err().copied()
+    }
+
+    /// The pixels. Strides may exceed the rows' bytes; padding is undefined. Of a damaged frame none: 0 × 0, which
+    /// [`FrameView::check`] refuses.
     pub fn view(&self) -> FrameView<'_> {
-        self.layout.view(self.storage.bytes())
+        match &self.content {
+            Ok((storage, layout)) => layout.view(storage.bytes()),
+            Err(_) => {
+                FrameView { format: PixelFormat::Gray8, width: 0, height: 0, planes: Default::default() }
+            }
+        }
     }
 
     /// The memory that the pixels lie in, with those of the camera's other frames.
-    pub fn pages(&self) -> &Arc<Pages> {
-        self.storage.pages()
+    pub fn pages(&self) -> Option<&Arc<Pages>> {
+        self.content.as_ref().ok().map(|(storage, _)| storage.pages())
     }
 
     /// Counts the camera's captured frames from 0, over restarts. A gap is a dropped frame.
@@ -86,12 +117,13 @@ impl Frame {
     }
 
     pub fn format(&self) -> PixelFormat {
-        self.layout.format
+        self.view().format
     }
 
     /// Width and height, pixels.
     pub fn size(&self) -> (usize, usize) {
-        (self.layout.width, self.layout.height)
+        let view = self.view();
+        (view.width, view.height)
     }
 
     /// From here on the consumer's: letting go of it counts as delivered.

@@ -10,7 +10,8 @@ use gstreamer as gst;
 use super::allocator::CameraMemory;
 use super::clock::Clock;
 use super::config::DropPolicy;
-use super::frame::{Frame, Storage};
+use super::frame::{Damage, Frame, Storage};
+use super::jpeg::{Decoder, JPEG};
 use super::layout::{Layout, Stream};
 use super::slots::{Slot, SlotPool};
 use super::stats::{CaptureStats, DropReason};
@@ -41,13 +42,47 @@ pub(super) struct Intake {
     queue: Receiver<Frame>,
     sequence: u64,
     geometry: Option<Geometry>,
+    /// Made for the first JPEG picture.
+    decoder: Option<Decoder>,
 }
 
 /// What follows from the stream's caps; made anew when they change.
 struct Geometry {
     caps: gst::Caps,
-    stream: Stream,
+    coding: Coding,
+    /// `None` until the first whole JPEG picture, whose caps need not say its size.
+    room: Option<Room>,
+}
+
+enum Coding {
+    Raw(Stream),
+    Jpeg,
+}
+
+/// Where pictures go.
+#[derive(Clone)]
+struct Room {
+    layout: Layout,
+    bytes: usize,
     pool: Arc<SlotPool>,
+}
+
+/// Why a frame has no pixels to hand on.
+enum Lost {
+    Dropped(DropReason),
+    Damaged(Damage),
+}
+
+impl From<DropReason> for Lost {
+    fn from(reason: DropReason) -> Self {
+        Lost::Dropped(reason)
+    }
+}
+
+impl From<Damage> for Lost {
+    fn from(damage: Damage) -> Self {
+        Lost::Damaged(damage)
+    }
 }
 
 impl Intake {
@@ -61,7 +96,7 @@ impl Intake {
         sequence: u64,
     ) -> Self {
         let sender = Some(sender);
-        Intake { camera, policy, clock, stats, memory, sender, queue, sequence, geometry: None }
+        Intake { camera, policy, clock, stats, memory, sender, queue, sequence, geometry: None, decoder: None }
     }
 
     /// No frames will follow.
@@ -69,65 +104,125 @@ impl Intake {
         self.sender = None;
     }
 
-    /// Takes one frame in. Never fails for a frame's sake: what cannot be handed on is dropped and counted.
+    /// Takes one frame in. Never fails for a frame's sake: what cannot be handed on is dropped and counted, and
+    /// what came damaged is handed on without pixels, because a part passed all the same.
     pub(super) fn accept(&mut self, sample: &gst::Sample, run: &Run) -> Result<(), gst::FlowError> {
         let now = self.clock.now();
         let mut ticket = self.stats.enter(now);
         let sequence = self.sequence;
         self.sequence += 1;
-        let _ = run.first_frame_at.set(now);
-        self.stats.up.store(true, Relaxed);
         if run.halt.load(Relaxed) {
             return Err(gst::FlowError::Flushing);
         }
+        let _ = run.first_frame_at.set(now);
+        self.stats.up.store(true, Relaxed);
 
-        let (storage, layout, pts) = match self.place(sample, run) {
-            Ok(placed) => placed,
-            Err(reason) => {
+        let pts = sample.buffer().and_then(|buffer| buffer.pts());
+        let pts = pts.map(|pts| Duration::from_nanos(pts.nseconds()));
+        let content = match self.place(sample, run) {
+            Ok((storage, layout)) => {
+                match storage {
+                    Storage::InPlace(..) => self.stats.count_zero_copy(),
+                    Storage::Copied(_) => self.stats.count_copied(),
+                }
+                Ok((storage, layout))
+            }
+            Err(Lost::Damaged(damage)) => {
+                self.stats.count_damaged();
+                Err(damage)
+            }
+            Err(Lost::Dropped(reason)) => {
                 ticket.discard(reason);
                 return Ok(());
             }
         };
-        match storage {
-            Storage::InPlace(..) => self.stats.count_zero_copy(),
-            Storage::Copied(_) => self.stats.count_copied(),
-        }
-        self.hand_on(Frame::new(storage, layout, ticket, sequence, now, pts), run);
+        self.hand_on(Frame::new(content, ticket, sequence, now, pts), run);
         Ok(())
     }
 
-    /// Finds the frame's pixels a slot: the one that they are in already, or a free one to copy them to.
-    fn place(
-        &mut self,
-        sample: &gst::Sample,
-        run: &Run,
-    ) -> Result<(Storage, Layout, Option<Duration>), DropReason> {
-        let buffer = sample.buffer_owned().ok_or(DropReason::Corrupt)?;
+    /// Finds the frame's pixels a slot: the one that they are in already, or a free one to put them in.
+    fn place(&mut self, sample: &gst::Sample, run: &Run) -> Result<(Storage, Layout), Lost> {
+        let buffer = sample.buffer_owned().ok_or(Damage::Short)?;
         if buffer.flags().contains(gst::BufferFlags::CORRUPTED) {
-            return Err(DropReason::Corrupt);
+            return Err(Damage::Marked.into());
         }
         self.follow_caps(sample.caps_owned().ok_or(DropReason::Unsupported)?)?;
-        let geometry = self.geometry.as_ref().ok_or(DropReason::Unsupported)?;
         if self.policy == DropPolicy::DropNewest && self.queue.is_full() {
-            return Err(DropReason::QueueFull);
+            return Err(DropReason::QueueFull.into());
         }
+        let geometry = self.geometry.as_ref().ok_or(DropReason::Unsupported)?;
+        let (Coding::Raw(stream), Some(room)) = (&geometry.coding, &geometry.room) else {
+            return self.decode(buffer, run);
+        };
 
-        let pts = buffer.pts().map(|pts| Duration::from_nanos(pts.nseconds()));
-        let source = geometry.stream.layout_of(&buffer).ok_or(DropReason::Unsupported)?;
-        let buffer = buffer.into_mapped_buffer_readable().map_err(|_| DropReason::Corrupt)?;
+        let source = stream.layout_of(&buffer).ok_or(DropReason::Unsupported)?;
+        let buffer = buffer.into_mapped_buffer_readable().map_err(|_| Damage::Short)?;
         if !source.fits(buffer.len()) {
-            return Err(DropReason::Corrupt);
+            return Err(Damage::Short.into());
         }
-        if geometry.pool.contains(buffer.as_slice()) {
-            let pages = Arc::clone(geometry.pool.pages());
-            return Ok((Storage::InPlace(buffer, pages), source, pts));
+        if room.pool.contains(buffer.as_slice()) {
+            let pages = Arc::clone(room.pool.pages());
+            return Ok((Storage::InPlace(buffer, pages), source));
         }
-        let mut slot = self.free_slot(geometry, run).ok_or_else(|| self.no_slot_reason(run))?;
-        let target = geometry.stream.layout;
-        if !source.copy_to(buffer.as_slice(), &target, slot.bytes_mut()) {
-            return Err(DropReason::Corrupt);
+        let mut slot = self.free_slot(room, run)?;
+        if !source.copy_to(buffer.as_slice(), &room.layout, slot.bytes_mut()) {
+            return Err(Damage::Short.into());
         }
-        Ok((Storage::Copied(slot), target, pts))
+        Ok((Storage::Copied(slot), room.layout))
+    }
+
+    /// Decodes a JPEG picture into a slot.
+    fn decode(&mut self, buffer: gst::Buffer, run: &Run) -> Result<(Storage, Layout), Lost> {
+        let jpeg = buffer.into_mapped_buffer_readable().map_err(|_| Damage::Short)?;
+        let mut decoder = match self.decoder.take() {
+            Some(decoder) => decoder,
+            None => Decoder::new().map_err(|error| self.undecodable(&error))?,
+        };
+        let placed = self.decode_with(&mut decoder, &jpeg, run);
+        // After a header that it cannot read libjpeg takes the next picture for that one's rest.
+        if !matches!(placed, Err(Lost::Damaged(_))) {
+            self.decoder = Some(decoder);
+        }
+        placed
+    }
+
+    fn decode_with(
+        &mut self,
+        decoder: &mut Decoder,
+        jpeg: &[u8],
+        run: &Run,
+    ) -> Result<(Storage, Layout), Lost> {
+        let geometry = self.geometry.as_ref().ok_or(DropReason::Unsupported)?;
+        let header = decoder.header(jpeg).map_err(|error| self.undecodable(&error))?;
+        match &geometry.room {
+            Some(room) if room.layout.same_picture(&header.layout) => {
+                let mut slot = self.free_slot(room, run)?;
+                let decoded = decoder.decode(jpeg, &header, slot.bytes_mut());
+                decoded.map_err(|error| self.undecodable(&error))?;
+                Ok((Storage::Copied(slot), header.layout))
+            }
+            // A changed bit in a header must not replace the pool, so a picture of a new size proves itself outside
+            // first. Once per size.
+            before => {
+                let mut pixels = vec![0; header.bytes];
+                let decoded = decoder.decode(jpeg, &header, &mut pixels);
+                decoded.map_err(|error| self.undecodable(&error))?;
+                let before = before.as_ref().map(|room| room.layout);
+                let room = self.room_for(header.layout, header.bytes, before)?;
+                let slot = self.free_slot(&room, run);
+                if let Some(geometry) = &mut self.geometry {
+                    geometry.room = Some(room);
+                }
+                let mut slot = slot?;
+                slot.bytes_mut().copy_from_slice(&pixels);
+                Ok((Storage::Copied(slot), header.layout))
+            }
+        }
+    }
+
+    fn undecodable(&self, error: &str) -> Damage {
+        tracing::debug!(camera = self.camera, "A JPEG picture is damaged: {error}.");
+        Damage::Undecodable
     }
 
     /// Sets up for `caps` when they are new.
@@ -136,49 +231,59 @@ impl Intake {
         if self.geometry.as_ref().is_some_and(|g| g.caps.as_ptr() == caps.as_ptr() || g.caps == caps) {
             return Ok(());
         }
-        let before = self.geometry.take();
+        let before = self.geometry.take().and_then(|before| before.room);
+        if caps.structure(0).is_some_and(|fields| fields.name() == JPEG) {
+            self.geometry = Some(Geometry { caps, coding: Coding::Jpeg, room: before });
+            return Ok(());
+        }
         let stream = Stream::of_caps(&caps).ok_or_else(|| {
             tracing::error!(camera = self.camera, %caps, "The source's format or size cannot be handed on.");
             DropReason::Unsupported
         })?;
-        let (layout, bytes) = (stream.layout, stream.bytes);
+        let room = self.room_for(stream.layout, stream.bytes, before.map(|room| room.layout))?;
+        self.geometry = Some(Geometry { caps, coding: Coding::Raw(stream), room: Some(room) });
+        Ok(())
+    }
+
+    /// Slots for pictures laid out like this.
+    fn room_for(&self, layout: Layout, bytes: usize, before: Option<Layout>) -> Result<Room, DropReason> {
         let pool = self.memory.pool_for(bytes).map_err(|error| {
             tracing::error!(camera = self.camera, %error, bytes, "There is no memory for frames.");
             DropReason::NoSlot
         })?;
-        if before.is_some_and(|before| !before.stream.layout.same_picture(&layout)) {
+        if before.is_some_and(|before| !before.same_picture(&layout)) {
             self.stats.caps_changes.fetch_add(1, Relaxed);
         }
         let (format, width, height) = (layout.format.name(), layout.width, layout.height);
         tracing::info!(camera = self.camera, format, width, height, "The camera's format is set.");
-        self.geometry = Some(Geometry { caps, stream, pool });
-        Ok(())
+        Ok(Room { layout, bytes, pool })
     }
 
-    fn free_slot(&self, geometry: &Geometry, run: &Run) -> Option<Slot> {
-        let bytes = geometry.stream.bytes;
-        match self.policy {
+    fn free_slot(&self, room: &Room, run: &Run) -> Result<Slot, DropReason> {
+        let bytes = room.bytes;
+        let slot = match self.policy {
             DropPolicy::DropOldest => {
                 // The frame that will have to make room in the queue may as well give up its slot now.
                 if self.queue.is_full() {
                     self.evict(DropReason::QueueFull);
                 }
-                geometry.pool.take(bytes).or_else(|| {
+                room.pool.take(bytes).or_else(|| {
                     self.evict(DropReason::NoSlot);
-                    geometry.pool.take(bytes)
+                    room.pool.take(bytes)
                 })
             }
-            DropPolicy::DropNewest => geometry.pool.take(bytes),
-            DropPolicy::Block => geometry.pool.take(bytes).or_else(|| {
+            DropPolicy::DropNewest => room.pool.take(bytes),
+            DropPolicy::Block => room.pool.take(bytes).or_else(|| {
                 run.blocked.store(true, Relaxed);
                 let mut slot = None;
                 while slot.is_none() && !run.halt.load(Relaxed) {
-                    slot = geometry.pool.take_within(bytes, HALT_CHECK);
+                    slot = room.pool.take_within(bytes, HALT_CHECK);
                 }
                 run.blocked.store(false, Relaxed);
                 slot
             }),
-        }
+        };
+        slot.ok_or_else(|| self.no_slot_reason(run))
     }
 
     fn no_slot_reason(&self, run: &Run) -> DropReason {
@@ -317,16 +422,27 @@ mod tests {
     }
 
     #[test]
-    fn damaged_and_impossible_frames_are_dropped_with_their_reason() {
+    fn damaged_frames_are_handed_on_without_pixels_and_impossible_ones_dropped() {
         let mut bench = bench();
         let mut marked = gst::Buffer::from_mut_slice(vec![0u8; 128]);
         marked.get_mut().unwrap().set_flags(gst::BufferFlags::CORRUPTED);
-        bench.accept(marked).unwrap();
-        assert_eq!(bench.dropped(DropReason::Corrupt), 1);
-
-        bench.accept(gst::Buffer::from_mut_slice(vec![0u8; 20])).unwrap();
-        bench.accept(gst::Buffer::new()).unwrap();
-        assert_eq!(bench.dropped(DropReason::Corrupt), 3);
+        for (n, (buffer, damage)) in [
+            (marked, Damage::Marked),
+            (gst::Buffer::from_mut_slice(vec![0u8; 20]), Damage::Short),
+            (gst::Buffer::new(), Damage::Short),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            bench.accept(buffer).unwrap();
+            let frame = bench.intake.queue.try_recv().unwrap();
+            assert_eq!((frame.damage(), frame.sequence()), (Some(damage), n as u64));
+            assert!(frame.view().check().is_err(), "nothing can take it for a picture");
+            drop(frame);
+            let ledger = bench.intake.stats.ledger();
+            assert_eq!((ledger.damaged, ledger.delivered), (n as u64 + 1, n as u64 + 1));
+            assert!(ledger.balances());
+        }
 
         for (size, strides) in [((5, 3), [-16, 8, 8]), ((5, 3), [4, 8, 8]), ((4, 2), [16, 8, 8])] {
             let mut odd = gst::Buffer::from_mut_slice(vec![0u8; 128]);
@@ -339,6 +455,32 @@ mod tests {
         bench.accept(gst::Buffer::from_mut_slice(vec![0u8; 128])).unwrap();
         assert_eq!(bench.dropped(DropReason::Unsupported), 4);
         assert!(bench.intake.queue.is_empty());
+    }
+
+    #[test]
+    fn a_jpeg_of_a_new_size_is_followed_only_if_it_is_whole() {
+        let mut bench = bench();
+        bench.caps = gst::Caps::builder(JPEG).build();
+        let jpeg = |side: usize| {
+            let pixels = vec![90u8; side * side];
+            let format = turbojpeg::PixelFormat::GRAY;
+            let image = turbojpeg::Image { pixels: &pixels[..], width: side, pitch: side, height: side, format };
+            turbojpeg::compress(image, 90, turbojpeg::Subsamp::Gray).unwrap().to_vec()
+        };
+        let mut sent = |bytes: Vec<u8>| {
+            bench.accept(gst::Buffer::from_mut_slice(bytes)).unwrap();
+            let frame = bench.intake.queue.try_recv().unwrap();
+            (frame.damage(), frame.size(), bench.intake.stats.caps_changes())
+        };
+        let undecodable = (Some(Damage::Undecodable), (0, 0));
+        let half = |jpeg: Vec<u8>| jpeg[..jpeg.len() / 2].to_vec();
+        assert_eq!(sent(half(jpeg(64))), (undecodable.0, undecodable.1, 0), "before any size is known");
+        assert_eq!(sent(jpeg(64)), (None, (64, 64), 0));
+        assert_eq!(sent(half(jpeg(64))), (undecodable.0, undecodable.1, 0));
+        assert_eq!(sent(half(jpeg(320))), (undecodable.0, undecodable.1, 0), "damaged, and not a new size");
+        assert_eq!(sent(jpeg(64)), (None, (64, 64), 0));
+        assert_eq!(sent(jpeg(320)), (None, (320, 320), 1));
+        assert!(bench.intake.stats.ledger().balances());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use gstreamer as gst;
 use gstreamer_video as gst_video;
 
+use super::jpeg::JPEG;
 use crate::imaging::{FrameView, PixelFormat, Plane};
 
 /// The caps of Bayer cameras, which GStreamer does not count as raw video: its own tools for raw video know
@@ -14,12 +15,19 @@ pub(super) const BAYER: &str = "video/x-bayer";
 pub(super) fn accepted_caps() -> gst::Caps {
     let raw = PixelFormat::ALL.iter().filter_map(|f| f.name().parse::<gst_video::VideoFormat>().ok());
     let mut caps = gst_video::VideoCapsBuilder::new().format_list(raw).build();
-    caps.merge(bayer_caps());
+    caps.merge(unconverted_caps());
+    caps
+}
+
+/// What no converter for raw video takes, so that the source is linked to the sink by itself.
+pub(super) fn unconverted_caps() -> gst::Caps {
+    let mut caps = bayer_caps();
+    caps.merge(gst::Caps::new_empty_simple(JPEG));
     caps
 }
 
 /// All mosaics, as caps.
-pub(super) fn bayer_caps() -> gst::Caps {
+fn bayer_caps() -> gst::Caps {
     let mosaics = PixelFormat::ALL.iter().filter(|f| matches!(f, PixelFormat::Bayer(_))).map(|f| f.name());
     gst::Caps::builder(BAYER).field("format", gst::List::new(mosaics)).build()
 }

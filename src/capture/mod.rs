@@ -6,7 +6,8 @@
 //!
 //! | constraint | value |
 //! |---|---|
-//! | formats handed on | GRAY8, RGB, BGR, BGRx, NV12, I420, YUY2; Bayer of 8 bits: rggb, grbg, gbrg, bggr ([`PixelFormat`](crate::imaging::PixelFormat)) |
+//! | formats handed on | GRAY8, RGB, BGR, BGRx, NV12, I420, YUY2; Bayer of 8 bits: rggb, grbg, gbrg, bggr ([`PixelFormat`](crate::imaging::PixelFormat)); JPEG, decoded to GRAY8 or RGB |
+//! | damaged frames | handed on without pixels ([`Damage`]): a part passed |
 //! | memory for frames | `slots` × the frame's bytes rounded up to pages, mapped once per frame size, never grown |
 //! | queue to the consumer | `queue` frames, full: [`DropPolicy`] |
 //! | restart after a fault | 0.2 s, doubled up to 5 s, back to 0.2 s after 3 s of frames |
@@ -33,6 +34,7 @@ mod config;
 mod error;
 mod frame;
 mod intake;
+mod jpeg;
 mod layout;
 mod packages;
 mod pipeline;
@@ -46,7 +48,7 @@ pub use camera::Camera;
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use config::{CameraConfig, DropPolicy, OnEos};
 pub use error::CaptureError;
-pub use frame::Frame;
+pub use frame::{Damage, Frame};
 pub use pipeline::{check_fragment, gstreamer_version, missing_plugins};
 pub use slots::SlotPool;
 pub use stats::{CaptureStats, DropReason, Ledger, RestartReason};

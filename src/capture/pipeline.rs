@@ -1,8 +1,8 @@
 //! A fragment made a pipeline: `fragment ! videoconvert ! appsink`.
 //!
 //! Where the source can make one of our formats the converter passes buffers and ALLOCATION queries through
-//! untouched; where it cannot, it converts into our slots. It takes raw video alone, which Bayer mosaics are
-//! not: a fragment that can end in nothing else is linked to the sink by itself.
+//! untouched; where it cannot, it converts into our slots. It takes raw video alone, which Bayer mosaics and
+//! JPEG pictures are not: a fragment that can end in nothing else is linked to the sink by itself.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::allocator::{CameraMemory, OfferedPools, offer_slots};
 use super::config::{CameraConfig, DropPolicy};
 use super::error::CaptureError;
 use super::intake::{Intake, Run, callback};
-use super::layout::{accepted_caps, bayer_caps};
+use super::layout::{accepted_caps, unconverted_caps};
 use super::packages;
 
 const SINK: &str = "inspectd_sink";
@@ -68,7 +68,7 @@ impl Pipeline {
         };
         let parsed = parse(&format!("{fragment} ! videoconvert ! appsink name={SINK}")).or_else(|error| {
             let unlinked = error.kind::<gst::ParseError>() == Some(gst::ParseError::Link);
-            let only = format!("capsfilter caps=\"{}\"", bayer_caps());
+            let only = format!("capsfilter caps=\"{}\"", unconverted_caps());
             let direct = unlinked.then(|| parse(&format!("{fragment} ! {only} ! appsink name={SINK}")));
             direct.and_then(Result::ok).ok_or(error)
         });
@@ -176,8 +176,8 @@ fn configure_sink(sink: &AppSink, config: &CameraConfig) {
     sink.set_qos(false);
 }
 
-const LINK_HINT: &str = "The source must end in raw video: compressed pictures need a decoder (`! jpegdec`, \
-                         `! pngdec`, `! decodebin`), a Bayer camera that can do other formats too is told so \
+const LINK_HINT: &str = "The source must end in raw video or JPEG pictures: others need a decoder (`! pngdec`, \
+                         `! decodebin`), a Bayer camera that can do other formats too is told so \
                          (`! video/x-bayer,format=rggb`; of 8 bits, for others `! bayer2rgb`), and a sink must not \
                          be there";
 

@@ -11,8 +11,6 @@ pub enum DropReason {
     QueueFull,
     /// Every slot was in use.
     NoSlot,
-    /// The driver or decoder marked the frame as damaged, or its planes do not fit its memory.
-    Corrupt,
     /// A format, size or stride that cannot be handed on.
     Unsupported,
     /// The camera was being stopped or restarted.
@@ -20,10 +18,9 @@ pub enum DropReason {
 }
 
 impl DropReason {
-    pub const ALL: [DropReason; 5] = [
+    pub const ALL: [DropReason; 4] = [
         DropReason::QueueFull,
         DropReason::NoSlot,
-        DropReason::Corrupt,
         DropReason::Unsupported,
         DropReason::Shutdown,
     ];
@@ -33,7 +30,6 @@ impl DropReason {
         match self {
             DropReason::QueueFull => "queue_full",
             DropReason::NoSlot => "no_slot",
-            DropReason::Corrupt => "corrupt",
             DropReason::Unsupported => "unsupported",
             DropReason::Shutdown => "shutdown",
         }
@@ -89,6 +85,8 @@ pub struct Ledger {
     pub zero_copy: u64,
     /// Frames that were copied into a slot.
     pub copied: u64,
+    /// Frames that came damaged. They are handed on, without pixels.
+    pub damaged: u64,
     dropped: [u64; DropReason::ALL.len()],
 }
 
@@ -201,6 +199,10 @@ impl CaptureStats {
     pub(super) fn count_copied(&self) {
         lock(&self.ledger).copied += 1;
     }
+
+    pub(super) fn count_damaged(&self) {
+        lock(&self.ledger).damaged += 1;
+    }
 }
 
 /// A frame's line in the ledger: closed when dropped, so no path can forget it or close it twice.
@@ -251,12 +253,12 @@ mod tests {
         assert_eq!(stats.ledger().in_flight, 2);
         first.deliver();
         drop(first);
-        second.discard(DropReason::Corrupt);
+        second.discard(DropReason::NoSlot);
         drop(second);
         let ledger = stats.ledger();
         assert!(ledger.balances());
         assert_eq!((ledger.captured, ledger.delivered, ledger.in_flight), (2, 1, 0));
-        assert_eq!(ledger.dropped(DropReason::Corrupt), 1);
+        assert_eq!(ledger.dropped(DropReason::NoSlot), 1);
     }
 
     #[test]

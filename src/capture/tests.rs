@@ -118,8 +118,8 @@ fn a_source_that_takes_our_pool_writes_straight_into_slots_that_never_grow_in_nu
     let first = next(&camera);
     let region = camera.pool().unwrap().pages().region();
     assert_eq!(camera.pool().unwrap().slots(), 8);
-    assert!(first.pages().contains(first.view().planes[0].data));
-    assert!(Arc::ptr_eq(first.pages(), camera.pool().unwrap().pages()));
+    assert!(first.pages().unwrap().contains(first.view().planes[0].data));
+    assert!(Arc::ptr_eq(first.pages().unwrap(), camera.pool().unwrap().pages()));
     drop(first);
     assert_eq!(drain(&camera), (1..60).collect::<Vec<u64>>());
     let ledger = camera.stats().ledger();
@@ -153,8 +153,8 @@ fn a_source_with_memory_of_its_own_is_copied_once() {
         "videotestsrc num-buffers=20 ! video/x-raw,format=RGB,width=33,height=17 ! identity drop-allocation=true",
     ));
     let held = next(&camera);
-    assert!(held.pages().contains(held.view().planes[0].data));
-    assert!(Arc::ptr_eq(held.pages(), camera.pool().unwrap().pages()));
+    assert!(held.pages().unwrap().contains(held.view().planes[0].data));
+    assert!(Arc::ptr_eq(held.pages().unwrap(), camera.pool().unwrap().pages()));
     drop(held);
     assert_eq!(drain(&camera).len(), 19);
     let ledger = camera.stats().ledger();
@@ -163,7 +163,7 @@ fn a_source_with_memory_of_its_own_is_copied_once() {
 }
 
 #[test]
-fn raw_files_are_read_with_their_padding_and_short_ones_are_dropped_as_corrupt() {
+fn raw_files_are_read_with_their_padding_and_short_ones_are_damaged() {
     let dir = tempfile::tempdir().unwrap();
     // GStreamer pads rows of GRAY8 to 4 bytes: 5×3 pixels are 3 rows of 8.
     let padded: Vec<u8> = (0..24).collect();
@@ -173,13 +173,14 @@ fn raw_files_are_read_with_their_padding_and_short_ones_are_dropped_as_corrupt()
         "multifilesrc location={}/f%d.raw caps=\"video/x-raw,format=GRAY8,width=5,height=3,framerate=30/1\"",
         dir.path().display()
     )));
+    assert_eq!(next(&camera).damage(), Some(Damage::Short));
     let frame = next(&camera);
-    assert_eq!(frame.sequence(), 1);
+    assert_eq!((frame.sequence(), frame.damage()), (1, None));
     assert_eq!(rows(&frame, 0, 5, 3), [0, 1, 2, 3, 4, 8, 9, 10, 11, 12, 16, 17, 18, 19, 20]);
     drop(frame);
     assert!(drain(&camera).is_empty());
     let ledger = camera.stats().ledger();
-    assert_eq!((ledger.copied, ledger.zero_copy, ledger.dropped(DropReason::Corrupt)), (1, 0, 1));
+    assert_eq!((ledger.copied, ledger.zero_copy, ledger.damaged, ledger.delivered), (1, 0, 1, 2));
     assert!(ledger.balances());
 }
 
@@ -199,6 +200,41 @@ fn picture_files_play_in_a_loop_with_their_exact_pixels() {
         assert_eq!(rows(&frame, 0, 21, 5), pictures[i % 3], "picture {i}");
     }
     camera.stop(PATIENCE).unwrap();
+}
+
+#[test]
+fn jpeg_pictures_are_decoded_and_one_that_was_cut_is_damaged_not_a_picture() {
+    let dir = tempfile::tempdir().unwrap();
+    for n in 0..4u8 {
+        let path = dir.path().join(format!("p{n}.jpg"));
+        image::RgbImage::from_pixel(48, 32, image::Rgb([n * 60, 100, 50])).save(&path).unwrap();
+        if n == 2 {
+            let whole = std::fs::read(&path).unwrap();
+            std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+        }
+    }
+    let camera = start(config(&format!(
+        "multifilesrc location={}/p%d.jpg caps=image/jpeg,framerate=30/1",
+        dir.path().display()
+    )));
+    for n in 0..4u8 {
+        let frame = next(&camera);
+        assert_eq!(frame.sequence(), u64::from(n));
+        if n == 2 {
+            assert_eq!((frame.damage(), frame.pages().is_some()), (Some(Damage::Undecodable), false));
+        } else {
+            assert_eq!((frame.damage(), frame.format(), frame.size()), (None, PixelFormat::Rgb, (48, 32)));
+            assert!(rows(&frame, 0, 144, 32)[0].abs_diff(n * 60) <= 2);
+        }
+    }
+    assert!(drain(&camera).is_empty());
+    let ledger = camera.stats().ledger();
+    assert_eq!((ledger.captured, ledger.copied, ledger.damaged), (4, 3, 1));
+    assert_eq!(camera.pool().unwrap().free_slots(), 8);
+    // A camera whose JPEG is asked for by caps.
+    let camera = start(config("videotestsrc num-buffers=5 ! jpegenc ! image/jpeg,width=320"));
+    assert_eq!(drain(&camera), [0, 1, 2, 3, 4]);
+    assert_eq!(camera.stats().ledger().damaged, 0);
 }
 
 #[test]
@@ -407,9 +443,9 @@ fn bad_sources_are_refused_with_what_to_type() {
         ("videotestsrc is-lve=true", "gst-inspect-1.0"),
         ("videotestsr", "Did you mean `videotestsrc`?"),
         ("nosuchsource device=1", "gst-inspect-1.0"),
-        ("videotestsrc ! fakesink", "must end in raw video"),
+        ("videotestsrc ! fakesink", "must end in raw video or JPEG"),
         ("videotestsrc ! video/x-bayer,format=rggb10le", "bayer2rgb"),
-        ("videotestsrc ! jpegenc", "jpegdec"),
+        ("videotestsrc ! pngenc", "pngdec"),
         ("videotestsrc (", "gst-launch-1.0"),
         ("a\0b", "NUL"),
     ] {
@@ -422,6 +458,7 @@ fn bad_sources_are_refused_with_what_to_type() {
     }
     check_fragment("test", "videotestsrc is-live=true ! video/x-raw,format=GRAY8").unwrap();
     check_fragment("test", "videotestsrc ! video/x-bayer,format=rggb").unwrap();
+    check_fragment("test", "v4l2src ! image/jpeg,width=640,height=480").unwrap();
 }
 
 #[test]

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 
 use super::{Picture, Problem};
-use crate::capture::{self, CameraConfig, CaptureStats, DropReason, Frame, RestartReason, SystemClock};
+use crate::capture::{
+    self, CameraConfig, CaptureStats, Damage, DropReason, Frame, RestartReason, SystemClock,
+};
 use crate::config::{DropPolicy, LineConfig, OnEos};
 use crate::imaging::FrameView;
 use crate::outputs::Pixels;
@@ -34,6 +36,8 @@ pub struct CameraCounts {
     pub captured: u64,
     pub zero_copy: u64,
     pub copied: u64,
+    /// Came without pixels.
+    pub damaged: u64,
     pub dropped: Vec<(&'static str, u64)>,
     pub restarts: Vec<(&'static str, u64)>,
     pub up: bool,
@@ -57,6 +61,7 @@ impl CameraCounts {
         self.captured += earlier.captured;
         self.zero_copy += earlier.zero_copy;
         self.copied += earlier.copied;
+        self.damaged += earlier.damaged;
         for (sums, counts) in [(&mut self.dropped, &earlier.dropped), (&mut self.restarts, &earlier.restarts)]
         {
             for (reason, n) in counts {
@@ -128,6 +133,7 @@ impl CameraView for CaptureStats {
             captured: ledger.captured,
             zero_copy: ledger.zero_copy,
             copied: ledger.copied,
+            damaged: ledger.damaged,
             dropped: DropReason::ALL.map(|reason| (reason.label(), ledger.dropped(reason))).to_vec(),
             restarts: RestartReason::ALL.map(|reason| (reason.label(), self.restarts(reason))).to_vec(),
             up: self.is_up(),
@@ -152,8 +158,12 @@ impl Picture for Frame {
         Frame::captured_at(self)
     }
 
+    fn damage(&self) -> Option<Damage> {
+        Frame::damage(self)
+    }
+
     fn pages(&self) -> Option<&Arc<Pages>> {
-        Some(Frame::pages(self))
+        Frame::pages(self)
     }
 }
 

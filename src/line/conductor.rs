@@ -14,6 +14,7 @@ use super::heart::{Heart, TICK};
 use super::judge::{Done, Handover, Job, Judge};
 use super::shared::LineShared;
 use super::{Picture, Problem};
+use crate::capture::Damage;
 use crate::imaging::Heatmap;
 use crate::model::Verdict;
 use crate::outputs::{FrameHash, HeatmapJob, HeatmapWriter, Reason, Record, Rules, VerdictWriter};
@@ -248,11 +249,24 @@ impl<P: Picture> Conductor<P> {
     }
 
     fn arrived(&mut self, line: usize, picture: P) {
+        if let Some(damage) = picture.damage() {
+            return self.damaged(line, &picture, damage);
+        }
         // A frame that has to go is let go here; the desk has counted it.
         drop(self.desk.arrive(line, picture));
         self.publish(line, None);
         let waiting = self.desk.waiting(line) as i64;
         self.seats[line].shared.telemetry.metrics.judge_queue.set(waiting);
+    }
+
+    /// A part passed, but there is nothing to judge it by.
+    fn damaged(&mut self, line: usize, picture: &P, damage: Damage) {
+        let id = self.desk.arrive_damaged(line, picture);
+        self.publish(line, None);
+        let event = LineEvent::FrameDamaged { sequence: id.sequence, damage: &damage };
+        self.seats[line].shared.telemetry.emit(event);
+        let (record, _) = self.verdict(id, Verdict::Unjudged, None, Instant::now());
+        self.submit(Record { reason: Some(Reason::Damaged), ..record });
     }
 
     fn expire(&mut self, now: Instant) {

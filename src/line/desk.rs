@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::capture::Damage;
 use crate::config::{DropPolicy, LineConfig};
 use crate::model::Verdict;
 use crate::outputs::Pixels;
@@ -17,6 +18,10 @@ use crate::pages::Pages;
 pub trait Picture: Pixels {
     fn sequence(&self) -> u64;
     fn captured_at(&self) -> Instant;
+    /// Why it has no pixels, if it has none.
+    fn damage(&self) -> Option<Damage> {
+        None
+    }
     /// The memory that its pixels share with the line's other frames, if there is such.
     fn pages(&self) -> Option<&Arc<Pages>> {
         None
@@ -141,6 +146,15 @@ impl<P: Picture> Desk<P> {
         }
         l.recount();
         gone
+    }
+
+    /// A frame came without pixels: it takes no place, and its verdict is given.
+    pub fn arrive_damaged(&mut self, line: usize, picture: &P) -> FrameId {
+        if let Some(l) = self.lines.get_mut(line) {
+            l.counts.received += 1;
+            l.counts.verdicts[Verdict::Unjudged as usize] += 1;
+        }
+        FrameId { line, sequence: picture.sequence(), captured_at: picture.captured_at() }
     }
 
     /// The frame to judge next: the one whose deadline is nearest; among lines without deadlines, which
@@ -353,6 +367,18 @@ mod tests {
     }
 
     #[test]
+    fn a_damaged_frame_is_unjudged_at_once_and_takes_nobodys_place() {
+        let mut desk = Desk::new([terms(1, DropPolicy::Oldest, 100)]);
+        desk.arrive(0, FakePicture::new(0, Instant::now()));
+        let id = desk.arrive_damaged(0, &FakePicture::new(1, Instant::now()));
+        assert_eq!((id.line, id.sequence), (0, 1));
+        let counts = desk.counts(0);
+        assert_eq!((counts.received, counts.verdicts, counts.in_flight), (2, [0, 0, 0, 0, 1], 1));
+        assert!(counts.balances());
+        assert_eq!(desk.next_frame().map(|(_, p)| p.sequence()), Some(0));
+    }
+
+    #[test]
     fn clearing_counts_what_waited_and_what_was_judged() {
         let mut desk = Desk::new([terms(4, DropPolicy::Oldest, 100)]);
         for n in 0..3 {
@@ -384,7 +410,12 @@ mod tests {
                 assert_eq!(before, None, "seed {seed}: frame {sequence} has a second end, {how}");
             };
             for _ in 0..300 {
-                match random.below(5) {
+                match random.below(6) {
+                    5 => {
+                        let id = desk.arrive_damaged(0, &FakePicture::new(sequence, now));
+                        end(id.line, id.sequence, "unjudged");
+                        sequence += 1;
+                    }
                     0 | 1 => {
                         let line = random.below(terms.len());
                         if desk.accepts(line) {

@@ -53,6 +53,7 @@ pub fn export(desk: &Counts, camera: CameraCounts, healthy: bool) -> FrameCounts
         captured: camera.captured,
         zero_copy: camera.zero_copy,
         copied: camera.copied,
+        damaged: camera.damaged,
         in_flight: camera.captured.saturating_sub(ends),
         verdicts: desk.verdicts,
         dropped,
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     fn camera(captured: u64, dropped: u64) -> CameraCounts {
-        CameraCounts { captured, dropped: vec![("corrupt", dropped)], ..CameraCounts::default() }
+        CameraCounts { captured, dropped: vec![("no_slot", dropped)], ..CameraCounts::default() }
     }
 
     fn desk(received: u64, good: u64, in_flight: u64) -> Counts {

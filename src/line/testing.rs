@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use super::camera::{Camera, CameraCounts, CameraView};
 use super::desk::Picture;
 use super::{Judge, Made, NoJudge, Problem, Supplier};
+use crate::capture::Damage;
 use crate::config::{Complaint, DaemonConfig, LineConfig};
 use crate::imaging::{FrameView, Roi};
 use crate::model::Thresholds;
@@ -22,11 +23,12 @@ pub struct FakePicture {
     sequence: u64,
     captured_at: Instant,
     pixels: [u8; 48],
+    damage: Option<Damage>,
 }
 
 impl FakePicture {
     pub fn new(sequence: u64, captured_at: Instant) -> Self {
-        FakePicture { sequence, captured_at, pixels: [sequence as u8; 48] }
+        FakePicture { sequence, captured_at, pixels: [sequence as u8; 48], damage: None }
     }
 }
 
@@ -43,6 +45,10 @@ impl Picture for FakePicture {
 
     fn captured_at(&self) -> Instant {
         self.captured_at
+    }
+
+    fn damage(&self) -> Option<Damage> {
+        self.damage
     }
 }
 
@@ -106,13 +112,21 @@ impl FakeCamera {
 
     /// Captures a frame now; waits while the hand-over queue is full. The frame's number is its score.
     pub fn capture(&self) {
+        self.send(None);
+    }
+
+    /// The same, but the frame comes damaged.
+    pub fn capture_damaged(&self) {
+        self.send(Some(Damage::Marked));
+    }
+
+    fn send(&self, damage: Option<Damage>) {
         let sequence = self.counts.started.fetch_add(1, Relaxed);
         // Counted before it is handed over, as a camera does.
         self.counts.captured.fetch_add(1, Relaxed);
         let frames = self.frames.lock().unwrap().clone().expect("the camera runs");
-        frames
-            .send_timeout(FakePicture::new(sequence, Instant::now()), Duration::from_secs(10))
-            .expect("the daemon takes frames");
+        let picture = FakePicture { damage, ..FakePicture::new(sequence, Instant::now()) };
+        frames.send_timeout(picture, Duration::from_secs(10)).expect("the daemon takes frames");
     }
 }
 

@@ -239,6 +239,27 @@ fn a_frame_that_cannot_be_judged_is_unjudged_and_says_why() {
 }
 
 #[test]
+fn a_damaged_frame_is_a_part_that_is_unjudged_at_once_and_never_good() {
+    let site = Site::new();
+    let (judge, token) = gated();
+    let (running, cameras) = site.start(site.configure("", &["deadline_ms = 0"]), vec![judge]);
+    cameras[0].capture();
+    running.wait(0, "the frame is there", |c| c.received == 1);
+    cameras[0].capture_damaged();
+    // While the frame before it is still being judged.
+    running.wait(0, "the damaged one has its verdict", |c| c.verdicts[4] == 1);
+    assert_eq!(running.counts(0).in_flight, 1);
+    drop((token, cameras));
+    let (_, lines) = running.end();
+    let verdicts = site.verdicts("a");
+    let seen = verdicts.iter().map(|v| (v["sequence"].as_u64().unwrap(), v["verdict"].as_str().unwrap()));
+    assert_eq!(seen.collect::<Vec<_>>(), [(1, "unjudged"), (0, "good")]);
+    assert_eq!(verdicts[0]["reason"], "damaged");
+    assert!(verdicts[0]["score"].is_null() && verdicts[0]["frame_hash"].is_null());
+    assert_eq!(unbalanced(&lines), 0);
+}
+
+#[test]
 fn stopping_judges_what_is_in_flight() {
     let site = Site::new();
     let (judge, token) = gated();

@@ -22,6 +22,8 @@ pub enum Reason {
     Deadline,
     /// The model could not judge it.
     JudgeFailed,
+    /// Its frame came without pixels that can be trusted.
+    Damaged,
 }
 
 /// The first 8 bytes of the SHA-256 of a frame's format, size and pixels, row padding left out.

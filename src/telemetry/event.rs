@@ -150,6 +150,7 @@ impl Event<'_> {
 pub enum LineEvent<'a> {
     Verdict { sequence: u64, verdict: Verdict, score: Option<f32>, latency: Duration },
     JudgeFailed { sequence: u64, error: &'a dyn fmt::Display },
+    FrameDamaged { sequence: u64, damage: &'a dyn fmt::Display },
     JudgementDiscarded { sequence: u64 },
     OutputFailed { output: Output, fault: OutputFault, detail: &'a dyn fmt::Display },
     LedgerUnbalanced { detail: &'a dyn fmt::Display },
@@ -162,6 +163,7 @@ pub struct LineTelemetry {
     pub metrics: LineMetrics,
     late: Limit,
     judge_failed: Limit,
+    damaged: Limit,
     output_failed: [Limit; Output::ALL.len()],
     unbalanced: Limit,
 }
@@ -173,6 +175,7 @@ impl LineTelemetry {
             metrics,
             late: Limit::default(),
             judge_failed: Limit::default(),
+            damaged: Limit::default(),
             output_failed: Output::ALL.map(|_| Limit::default()),
             unbalanced: Limit::default(),
         }
@@ -221,6 +224,11 @@ impl LineTelemetry {
                 self.metrics.judge_failures.inc();
                 if let Some(unsaid) = self.judge_failed.pass() {
                     error!(line, sequence, unsaid, "A frame could not be judged: {error}.");
+                }
+            }
+            LineEvent::FrameDamaged { sequence, damage } => {
+                if let Some(unsaid) = self.damaged.pass() {
+                    warn!(line, sequence, unsaid, "A frame came damaged, so its part is unjudged: {damage}.");
                 }
             }
             LineEvent::JudgementDiscarded { sequence } => {

@@ -35,6 +35,7 @@ pub struct FrameCounts {
     pub captured: u64,
     pub zero_copy: u64,
     pub copied: u64,
+    pub damaged: u64,
     pub in_flight: u64,
     /// In the order of [`VERDICTS`].
     pub verdicts: [u64; Verdict::ALL.len()],
@@ -50,6 +51,7 @@ pub struct LineMetrics {
     captured: Mirror,
     zero_copy: Mirror,
     copied: Mirror,
+    damaged: Mirror,
     verdicts: [Mirror; Verdict::ALL.len()],
     dropped: Vec<(&'static str, Mirror)>,
     restarts: Vec<(&'static str, Mirror)>,
@@ -125,6 +127,7 @@ impl LineMetrics {
             captured: Mirror(m.frames_captured.with_label_values(&[line])),
             zero_copy: Mirror(m.frames_zero_copy.with_label_values(&[line])),
             copied: Mirror(m.frames_copied.with_label_values(&[line])),
+            damaged: Mirror(m.frames_damaged.with_label_values(&[line])),
             verdicts: VERDICTS.map(|(_, label)| Mirror(m.verdicts.with_label_values(&[line, label]))),
             dropped: reasons(&m.frames_dropped, drops),
             restarts: reasons(&m.camera_restarts, restarts),
@@ -153,6 +156,7 @@ impl LineMetrics {
         self.captured.set(counts.captured);
         self.zero_copy.set(counts.zero_copy);
         self.copied.set(counts.copied);
+        self.damaged.set(counts.damaged);
         for (mirror, value) in self.verdicts.iter().zip(counts.verdicts) {
             mirror.set(value);
         }

@@ -91,12 +91,14 @@ metrics! {
         "Frames that the source wrote straight into our memory.";
     frames_copied: IntCounterVec = "frames_copied_total", Kind::Counter, ["line"],
         "Frames that were copied into our memory.";
+    frames_damaged: IntCounterVec = "frames_damaged_total", Kind::Counter, ["line"],
+        "Frames that came damaged: marked by the driver, cut short, or JPEG that cannot be decoded. Their verdict is unjudged.";
     verdicts: IntCounterVec = "verdicts_total", Kind::Counter, ["line", "verdict"],
-        "Verdicts: good, unsure, bad, or late (not judged in time).";
+        "Verdicts: good, unsure, bad, late (not judged in time) or unjudged (damaged, or the model failed).";
     deadline_misses: IntCounterVec = "deadline_misses_total", Kind::Counter, ["line"],
         "Frames that were not judged within the line's deadline.";
     judge_failures: IntCounterVec = "judge_failures_total", Kind::Counter, ["line"],
-        "Frames that the model could not judge; their verdict is late.";
+        "Frames that the model could not judge; their verdict is unjudged.";
     judgements_discarded: IntCounterVec = "judgements_discarded_total", Kind::Counter, ["line"],
         "Judgements that came after the verdict late had been given.";
     frame_latency: HistogramVec = "frame_latency_seconds", Kind::Histogram(SECONDS), ["line"],
