@@ -12,7 +12,7 @@ usage() {
 usage: scripts/setup.sh [--no-apt] [--only STEP]
 
 Steps, in order:
-  system   Debian packages: compiler, GStreamer headers and plugins, pip
+  system   Debian packages: compiler, GStreamer headers and plugins, pip, Prometheus
   rust     checks that cargo is there and new enough (installs nothing)
   nvrtc    NVIDIA's runtime compiler 12.9 into third_party/nvrtc; build.rs compiles the GPU kernels with it
   weights  EfficientNet-Lite0 with ImageNet weights into weights/ (Apache-2.0)
@@ -52,10 +52,13 @@ flock -n 9 || { note "another setup.sh is running here; waiting for it" && flock
 # libc6-dev and pkg-config by name: without recommended packages gcc brings neither.
 # cmake, nasm: libjpeg-turbo is built from source, its 3.x is newer than most distributions' own.
 # plugins-bad: bayer2rgb, h264parse; plugins-good: v4l2src, rtspsrc, jpegdec, pngdec, multifilesrc.
+# prometheus: tests/monitoring lets a real one scrape a daemon, and promtool reads the rules. Debian starts
+# it as a service too, which no test needs: systemctl disable --now prometheus.
 PACKAGES=(
     gcc libc6-dev pkg-config ca-certificates cmake make nasm
     libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev
     gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad
+    prometheus
 )
 
 installed() { [[ $(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null) == installed ]]; }
