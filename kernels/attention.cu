@@ -18,7 +18,8 @@
 //
 // Cost per token and head: forward 4 tokens d FLOP and 2 d (1 + 2 tokens / 64) bytes of L2; statistics 4,
 // dq 6, dk and dv 8 tokens d FLOP. Bound by arithmetic from some 100 tokens on.
-// Shared memory is read at (d + 8) halves a row: rows of an ldmatrix fall into different banks.
+// Rows lie (d + 8) halves apart in shared memory, an odd number of 16 bytes: eight of them, read by an
+// ldmatrix or written by eight lanes, fall into different banks.
 
 #include "ptx.cuh"
 
@@ -53,8 +54,9 @@ struct Matrix {
 __device__ __forceinline__ void fill(__half* to, const Matrix& from, int first, int rows, const Problem& p) {
     const int vectors = p.depth / 8, stride = p.depth + 8;
     const bool aligned = p.width % 8 == 0;
+    // Eight neighbouring lanes, whose 16 bytes go in one turn, take eight rows: other banks, for an odd pitch.
     for (int i = threadIdx.x; i < rows * vectors; i += blockDim.x) {
-        const int r = i / vectors, c = (i - r * vectors) * 8;
+        const int eight = i / 8 / vectors, r = eight * 8 + i % 8, c = (i / 8 - eight * vectors) * 8;
         const bool there = first + r < p.tokens;
         const __half* row = from.data + static_cast<size_t>(there ? first + r : 0) * from.stride;
         __half* at = to + r * stride + c;
@@ -135,7 +137,8 @@ __device__ __forceinline__ void put(const float (&o)[SLICE / 8][4], float low, f
     }
     __syncthreads();
     for (int i = lane; i < ROWS * (SLICE / 8); i += 32) {
-        const int r = i / (SLICE / 8), c = i % (SLICE / 8) * 8;
+        // As in `fill`.
+        const int r = i / SLICE * 8 + i % 8, c = i / 8 % (SLICE / 8) * 8;
         if (row + r >= p.tokens) continue;
         __half* at = to + static_cast<size_t>(row + r) * stride + first + c;
         const __half* from = stage + r * pitch + c;

@@ -37,7 +37,7 @@ __device__ __forceinline__ size_t thread_number() {
 // Mirrors `Runs` of src/engine/cuda/layout.rs. Elements.
 struct Runs {
     size_t threads;
-    size_t per_run;   // threads of a run: ceil(run / V)
+    size_t per_run;   // threads of a run: run / V, and one for each element beyond
     size_t run;       // of the output, written here
     size_t x_stride;  // of x, all of it
     size_t y_stride, y_from;
@@ -51,21 +51,37 @@ __device__ __forceinline__ void copy_runs(const Real& x, const Real& y, const Ru
     if (t >= s.threads) return;
     size_t j = t, o = 0;
     if (s.per_run < s.threads) o = divide(t, s.per_run, j);
+    const size_t row = o * s.y_stride + s.y_from;
+    const long long end = static_cast<long long>(s.x_stride);
+    const size_t whole = s.run / V;
+    if (j >= whole) {
+        // What V does not divide: an element a thread. As a tail of the vectors it would tear their stores
+        // to pieces, because the compiler merges the two.
+        j = whole * V + (j - whole);
+        const long long from = static_cast<long long>(j) + s.shift;
+        store(y, row + j, from >= 0 && from < end ? load(x, o * s.x_stride + from) : 0.f);
+        return;
+    }
     j *= V;
     const long long from = static_cast<long long>(j) + s.shift;
-    const long long end = static_cast<long long>(s.x_stride);
-    float v[V];
     if (from >= 0 && from + V <= end) {
-        load_all(x, o * s.x_stride + from, v);
-    } else {
-#pragma unroll
-        for (int e = 0; e < V; ++e) {
-            const bool inside = from + e >= 0 && from + e < end;
-            v[e] = inside ? load(x, o * s.x_stride + from + e) : 0.f;
+        if (V == 8 && x.type == F16 && y.type == F16) {
+            const __half* here = static_cast<const __half*>(x.data) + o * s.x_stride + from;
+            *reinterpret_cast<uint4*>(static_cast<__half*>(y.data) + row + j) =
+                *reinterpret_cast<const uint4*>(here);
+            return;
         }
+        float v[V];
+        load_all(x, o * s.x_stride + from, v);
+        store_all(y, row + j, v);
+        return;
     }
-    const size_t row = o * s.y_stride + s.y_from;
-    store_some(y, row + j, row + s.run, v);
+    // At the edge of x: rare, so element by element.
+#pragma unroll 1
+    for (int e = 0; e < V; ++e) {
+        const bool inside = from + e >= 0 && from + e < end;
+        store(y, row + j + e, inside ? load(x, o * s.x_stride + from + e) : 0.f);
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK) copy_runs_8(Real x, Real y, Runs s) {

@@ -500,8 +500,9 @@ __device__ __forceinline__ void layer_norm_backward(const Real& x, const float* 
     const Part sum = merge_warp<false>({0.f, a, b});
     a = __shfl_sync(FULL_WARP, sum.a, 0) / v.channels;
     b = __shfl_sync(FULL_WARP, sum.b, 0) / v.channels;
+    // A short row is still in registers.
     for (int vec = lane; vec < vectors; vec += 32) {
-        fetch(vec);
+        if (vectors > 32) fetch(vec);
 #pragma unroll
         for (int j = 0; j < V; ++j) g[j] = (g[j] - a - f[j] * b) * rstd;
         store_all(dx, base + static_cast<size_t>(vec) * V, g);

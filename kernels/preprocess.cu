@@ -13,22 +13,23 @@
 //           x0, wx     the same for columns
 //           out        fp16 [out_height][out_width][channels]; channels 3, or more: the rest is zero,
 //                      so that a convolution behind can load whole 16-byte vectors
-// Launch    grid (ceil(out_width / 64), out_height), block 192
+// Launch    grid (ceil(out_width / 64), ceil(out_height / 16)), block 256
 //
 // The decision that surprises: the weights come from the host, as the tables that the CPU path uses.
 // They are computed in f64, which many GPUs have at 1/64 of the rate, and so both paths multiply by
 // the very same numbers. With t taps an axis the two differ by the order of summation alone, less
 // than (tx + ty + 4) 2^-24 255 grey levels, before the rounding to fp16.
 //
-// Rows are blended before columns: that loop reads whole rows, neighbouring threads neighbouring
-// pixels, and what goes through shared memory is one blended row. 8-bit RGB never exists in memory;
-// each pixel is decoded once for each output row whose window holds it (twice, when shrinking).
+// A block makes 64 x 16 outputs. It walks down the rows of the frame that their windows hold, brings a
+// few at a time to shared memory as they are, in whole words, and adds each pixel to the (two, when
+// shrinking) output rows that want it, in registers; then it blends columns. So the frame is read once,
+// but for the window that neighbouring blocks share: 1/16 of the rows, 1/64 of the columns. 8-bit RGB
+// never exists in memory.
 //
-// Cost      read 2 B per source sample (the second time from L2), written 2 * channels B per output;
-//           FLOPs per output 2 * 3 * (taps_x + scale_x * taps_y). 1080p NV12 to 256 x 256: 3.1 MB from
-//           DRAM and 0.4 MB to it, 12 MFLOP: bound by memory everywhere. Bayer asks for three bytes a
-//           sample, itself and its neighbours left and right, two of them from L1: the thread walks
-//           down its column and keeps the rows above, so those are read once.
+// Cost      read 1.08 B per source byte, written 2 * channels B per output; FLOPs per output 2 * 3 *
+//           (taps_x + scale_x * taps_y). 1080p NV12 to 256 x 256: 3.1 MB from DRAM and 0.4 MB to it,
+//           12 MFLOP: bound by memory everywhere. Bayer's pixels also want their neighbours: two rows
+//           more of every 64, and a byte of the sector beside each 128 columns.
 
 #include "common.cuh"
 
@@ -61,14 +62,18 @@ struct Resize {
     float b0, b1, b2;
 };
 
-constexpr int TILE = 64;           // outputs a block
-constexpr int BLOCK = 3 * TILE;    // one thread for each output and colour
-// 960 of Turing's 1024 threads. Left to itself the assembler aims at 32 registers and spills.
-constexpr int BLOCKS_PER_SM = 5;
-constexpr int CHUNK = 512;         // blended pixels at a time: 1080p to 256 wide needs 496 for a tile
+constexpr int TILE = 64;           // outputs of a row of a block
+constexpr int ROWS = 16;           // output rows of a block
+constexpr int BLOCK = 256;
+constexpr int CHUNK = 128;         // blended pixels of a row at a time
+constexpr int HALVES = BLOCK / CHUNK;
+constexpr int OWN = ROWS / HALVES;  // output rows that a thread sums
+constexpr int MOST_TAPS = 32;      // weights of longer windows stay in global memory
 
 // ------------------------------------------------------------------------------------------------
-// pixel formats: the 8-bit colour at column x, row y of the frame
+// pixel formats: of each plane, the bytes of so many columns (where another one begins, if even), how
+// many rows share one of its rows; how many rows of the frame lie in shared memory at a time; and the 8-bit
+// colour of a pixel, of which that many neighbours (HALO) lie there as well
 
 struct Rgb {
     int r, g, b;
@@ -86,184 +91,282 @@ __device__ __forceinline__ Rgb bt601(int y, int u, int v) {
             clamp((luma + blue + 16) >> 5, 0, 255)};
 }
 
-// One column from a row on downwards, for formats whose pixels know nothing of each other.
+// Formats whose pixels know nothing of each other.
 template <class Format>
 struct Independent {
-    const Frame& f;
-    const int x;
-    int y;
-    __device__ __forceinline__ Independent(const Frame& frame, int column, int row)
-        : f(frame), x(column), y(row) {}
-    __device__ __forceinline__ Rgb next() { return Format::at(f, x, y++); }
+    static constexpr int HALO = 0, BATCH = 8;
+    template <class Lines0, class Lines1, class Lines2>
+    static __device__ __forceinline__ Rgb pixel(const Frame&, const Lines0& p0, const Lines1& p1, const Lines2& p2,
+                                                int x, int y) {
+        return Format::at(p0.at(y), p1.at(y), p2.at(y), x - p0.x);
+    }
 };
 
-struct Gray8 {
-    static constexpr int COLOURS = 1;
-    using Column = Independent<Gray8>;
-    static __device__ __forceinline__ Rgb at(const Frame& f, int x, int y) {
-        const int v = f.plane0[y * f.pitch0 + x];
+struct Gray8 : Independent<Gray8> {
+    static constexpr int COLOURS = 1, PLANES = 1;
+    static constexpr int halved(int) { return 0; }
+    static constexpr int bytes(int, int columns) { return columns; }
+    static __device__ __forceinline__ Rgb at(const u8* p, const u8*, const u8*, int x) {
+        const int v = p[x];
         return {v, v, v};
     }
 };
 
 template <int STRIDE, int R, int B>
-struct Packed {
-    static constexpr int COLOURS = 3;
-    using Column = Independent<Packed>;
-    static __device__ __forceinline__ Rgb at(const Frame& f, int x, int y) {
-        const u8* p = f.plane0 + y * f.pitch0 + x * STRIDE;
+struct Packed : Independent<Packed<STRIDE, R, B>> {
+    static constexpr int COLOURS = 3, PLANES = 1;
+    static constexpr int halved(int) { return 0; }
+    static constexpr int bytes(int, int columns) { return columns * STRIDE; }
+    static __device__ __forceinline__ Rgb at(const u8* row, const u8*, const u8*, int x) {
+        const u8* p = row + x * STRIDE;
         return {p[R], p[1], p[B]};
     }
 };
 
-struct Nv12 {
-    static constexpr int COLOURS = 3;
-    using Column = Independent<Nv12>;
-    static __device__ __forceinline__ Rgb at(const Frame& f, int x, int y) {
-        const u8* uv = f.plane1 + (y >> 1) * f.pitch1 + (x & ~1);
-        return bt601(f.plane0[y * f.pitch0 + x], uv[0], uv[1]);
+struct Nv12 : Independent<Nv12> {
+    static constexpr int COLOURS = 3, PLANES = 2;
+    static constexpr int halved(int plane) { return plane; }
+    static constexpr int bytes(int plane, int columns) { return plane ? (columns + 1) / 2 * 2 : columns; }
+    static __device__ __forceinline__ Rgb at(const u8* luma, const u8* uv, const u8*, int x) {
+        return bt601(luma[x], uv[x & ~1], uv[x | 1]);
     }
 };
 
-struct I420 {
-    static constexpr int COLOURS = 3;
-    using Column = Independent<I420>;
-    static __device__ __forceinline__ Rgb at(const Frame& f, int x, int y) {
-        return bt601(f.plane0[y * f.pitch0 + x], f.plane1[(y >> 1) * f.pitch1 + (x >> 1)],
-                     f.plane2[(y >> 1) * f.pitch2 + (x >> 1)]);
+struct I420 : Independent<I420> {
+    static constexpr int COLOURS = 3, PLANES = 3;
+    static constexpr int halved(int plane) { return plane ? 1 : 0; }
+    static constexpr int bytes(int plane, int columns) { return plane ? (columns + 1) / 2 : columns; }
+    static __device__ __forceinline__ Rgb at(const u8* luma, const u8* u, const u8* v, int x) {
+        return bt601(luma[x], u[x >> 1], v[x >> 1]);
     }
 };
 
-struct Yuy2 {
-    static constexpr int COLOURS = 3;
-    using Column = Independent<Yuy2>;
-    static __device__ __forceinline__ Rgb at(const Frame& f, int x, int y) {
-        const u8* row = f.plane0 + y * f.pitch0;
+struct Yuy2 : Independent<Yuy2> {
+    static constexpr int COLOURS = 3, PLANES = 1;
+    static constexpr int halved(int) { return 0; }
+    static constexpr int bytes(int, int columns) { return (columns + 1) / 2 * 4; }
+    static __device__ __forceinline__ Rgb at(const u8* row, const u8*, const u8*, int x) {
         const u8* pair = row + (x >> 1) * 4;
         return bt601(row[x * 2], pair[1], pair[3]);
     }
 };
 
 struct Bayer {
-    static constexpr int COLOURS = 3;
+    static constexpr int COLOURS = 3, PLANES = 1, HALO = 1, BATCH = 64;
+    static constexpr int halved(int) { return 0; }
+    static constexpr int bytes(int, int columns) { return columns; }
 
-    // Three samples of one row around the column.
-    struct Samples {
-        int w, c, e;
-    };
-
-    struct Column {
-        const Frame& f;
-        const bool red_column;
-        int x, y;
-        int west, east;
-        Samples above, here;
-
-        // The neighbour of i at i + step, mirrored at 0 and n - 1; the only one is its own.
-        static __device__ __forceinline__ int mirror(int i, int step, int n) {
-            const int at = i + step;
-            return at >= 0 && at < n ? at : max(0, min(i - step, n - 1));
-        }
-        __device__ __forceinline__ Samples read(int row) const {
-            const u8* p = f.plane0 + row * f.pitch0;
-            return {p[west], p[x], p[east]};
-        }
-        __device__ __forceinline__ Column(const Frame& frame, int column, int row)
-            : f(frame), red_column((column & 1) == frame.red_x), x(column), y(row) {
-            west = mirror(x, -1, f.width);
-            east = mirror(x, 1, f.width);
-            above = read(mirror(y, -1, f.height));
-            here = read(y);
-        }
-        __device__ __forceinline__ Rgb next() {
-            const Samples below = read(mirror(y, 1, f.height));
-            const int own = here.c;
-            const int row = (here.w + here.e + 1) >> 1;
-            const int column = (above.c + below.c + 1) >> 1;
-            const int cross = (here.w + here.e + above.c + below.c + 2) >> 2;
-            const int corners = (above.w + above.e + below.w + below.e + 2) >> 2;
-            const bool red_row = (y & 1) == f.red_y;
-            // Neighbouring lanes differ in red_column, so all means are made and one is chosen.
-            const int red = red_column ? (red_row ? own : column) : (red_row ? row : corners);
-            const int green = red_column == red_row ? cross : own;
-            const int blue = red_column ? (red_row ? corners : row) : (red_row ? column : own);
-            above = here;
-            here = below;
-            ++y;
-            return {red, green, blue};
-        }
-    };
+    // The neighbour of i at i + step, mirrored at 0 and n - 1; the only one is its own.
+    static __device__ __forceinline__ int mirror(int i, int step, int n) {
+        const int at = i + step;
+        return at >= 0 && at < n ? at : max(0, min(i - step, n - 1));
+    }
+    // Samples left of the column, on it and right of it, of three rows; x and y of the frame.
+    static __device__ __forceinline__ Rgb of(const Frame& f, int x, int y, const int (&above)[3],
+                                             const int (&here)[3], const int (&below)[3]) {
+        const int own = here[1];
+        const int row = (here[0] + here[2] + 1) >> 1;
+        const int column = (above[1] + below[1] + 1) >> 1;
+        const int cross = (here[0] + here[2] + above[1] + below[1] + 2) >> 2;
+        const int corners = (above[0] + above[2] + below[0] + below[2] + 2) >> 2;
+        const bool red_column = (x & 1) == f.red_x, red_row = (y & 1) == f.red_y;
+        // Neighbouring lanes differ in red_column, so all means are made and one is chosen.
+        const int red = red_column ? (red_row ? own : column) : (red_row ? row : corners);
+        const int green = red_column == red_row ? cross : own;
+        const int blue = red_column ? (red_row ? corners : row) : (red_row ? column : own);
+        return {red, green, blue};
+    }
+    template <class Lines>
+    static __device__ __forceinline__ void read(const Lines& lines, int y, const int (&x)[3], int (&to)[3]) {
+        const u8* p = lines.at(y);
+#pragma unroll
+        for (int i = 0; i < 3; ++i) to[i] = p[x[i] - lines.x];
+    }
+    template <class Lines, class Other0, class Other1>
+    static __device__ __forceinline__ Rgb pixel(const Frame& f, const Lines& lines, const Other0&, const Other1&,
+                                                int x, int y) {
+        const int columns[3] = {mirror(x, -1, f.width), x, mirror(x, 1, f.width)};
+        int above[3], here[3], below[3];
+        read(lines, mirror(y, -1, f.height), columns, above);
+        read(lines, y, columns, here);
+        read(lines, mirror(y, 1, f.height), columns, below);
+        return of(f, x, y, above, here, below);
+    }
 };
 
 // ------------------------------------------------------------------------------------------------
-// one output row, 64 outputs wide
+// rows of a plane in shared memory
 
-template <class Format>
-__device__ __forceinline__ void preprocess(const Frame& frame, const Resize& resize, __half* out) {
-    __shared__ float blended[Format::COLOURS][CHUNK];
+// Rows of one plane, each from the word that its first byte lies in.
+template <class Format, int PLANE>
+struct Lines {
+    static constexpr bool THERE = PLANE < Format::PLANES;
+    static constexpr int WORDS = THERE ? (Format::bytes(PLANE, CHUNK + 1 + 2 * Format::HALO) + 3) / 4 + 1 : 1;
+    static constexpr int MOST = !THERE ? 1 : Format::halved(PLANE) ? Format::BATCH / 2 : Format::BATCH + 2 * Format::HALO;
+    const u8* plane;
+    long long pitch;
+    int x;  // first column
+    u32 (*words)[WORDS];
+    int first;  // row in words[0]
 
-    const int oy = blockIdx.y;
-    const int tile = blockIdx.x * TILE;
-    const int last = min(tile + TILE, resize.out_width) - 1;
+    __device__ __forceinline__ const u8* row(int y) const {
+        return plane + y * pitch + Format::bytes(PLANE, x);
+    }
 
-    // Thread t serves output tile + t % 64, colour t / 64: lanes of a warp share the colour.
-    const int ox = tile + threadIdx.x % TILE;
-    const int colour = threadIdx.x / TILE;
-    const bool active = ox <= last;
-    const int first = active ? resize.x0[ox] : 0;
-    const float* wx = resize.wx + static_cast<long long>(active ? ox : tile) * resize.taps_x;
-
-    const int row0 = frame.y + resize.y0[oy];
-    const float* wy = resize.wy + static_cast<long long>(oy) * resize.taps_y;
-
-    // Windows start in ascending order, so the tile reads the columns [begin, end) of the region.
-    const int begin = resize.x0[tile];
-    const int end = resize.x0[last] + resize.taps_x;
-    float sum = 0.f;
-    for (int chunk = begin; chunk < end; chunk += CHUNK) {
-        const int width = min(CHUNK, end - chunk);
-        for (int i = threadIdx.x; i < width; i += BLOCK) {
-            float r = 0.f, g = 0.f, b = 0.f;
-            typename Format::Column column(frame, frame.x + chunk + i, row0);
-            for (int t = 0; t < resize.taps_y; ++t) {
-                const Rgb p = column.next();
-                const float w = wy[t];
-                r += w * p.r;
-                if (Format::COLOURS == 3) {
-                    g += w * p.g;
-                    b += w * p.b;
+    // Rows first … last of the frame, both of one batch; `columns` from x on.
+    __device__ __forceinline__ void bring(int from, int last, int columns) {
+        if constexpr (THERE) {
+            constexpr int HALVED = Format::halved(PLANE);
+            first = from >> HALVED;
+            const int rows = (last >> HALVED) - first + 1, bytes = Format::bytes(PLANE, columns);
+            for (int r = threadIdx.x / 32; r < rows; r += BLOCK / 32) {
+                const u8* begin = row(first + r);
+                const int before = static_cast<int>(reinterpret_cast<size_t>(begin) & 3);
+                const int count = (before + bytes + 3) / 4;
+                for (int i = threadIdx.x % 32; i < count; i += 32) {
+                    const int at = 4 * i - before;
+                    u32 word = 0;
+                    if (at >= 0 && at + 4 <= bytes) {
+                        word = *reinterpret_cast<const u32*>(begin + at);
+                    } else {
+                        for (int b = 0; b < 4; ++b) {
+                            if (at + b >= 0 && at + b < bytes) word |= u32(begin[at + b]) << (8 * b);
+                        }
+                    }
+                    words[r][i] = word;
                 }
             }
-            blended[0][i] = r;
-            if (Format::COLOURS == 3) {
-                blended[Format::COLOURS / 2][i] = g;
-                blended[Format::COLOURS - 1][i] = b;
+        }
+    }
+
+    // Row y of the frame, from column x on.
+    __device__ __forceinline__ const u8* at(int y) const {
+        if constexpr (!THERE) return nullptr;
+        const int r = y >> Format::halved(PLANE);
+        const int before = static_cast<int>(reinterpret_cast<size_t>(row(r)) & 3);
+        return reinterpret_cast<const u8*>(words[r - first]) + before;
+    }
+};
+
+// ------------------------------------------------------------------------------------------------
+// 16 output rows, 64 outputs wide
+
+template <class Format>
+__device__ __forceinline__ void preprocess(const Frame& frame, const Resize& resize, int out_height,
+                                           __half* out) {
+    constexpr int COLOURS = Format::COLOURS;
+    using Plane0 = Lines<Format, 0>;
+    using Plane1 = Lines<Format, 1>;
+    using Plane2 = Lines<Format, 2>;
+    __shared__ float blended[ROWS][COLOURS][CHUNK];
+    __shared__ float kept_x[TILE * MOST_TAPS], kept_y[ROWS * MOST_TAPS];
+    __shared__ int first_x[TILE], first_y[ROWS];
+    __shared__ u32 words0[Plane0::MOST][Plane0::WORDS];
+    __shared__ u32 words1[Plane1::MOST][Plane1::WORDS];
+    __shared__ u32 words2[Plane2::MOST][Plane2::WORDS];
+
+    const int tile = blockIdx.x * TILE, row = blockIdx.y * ROWS;
+    const int columns = min(TILE, resize.out_width - tile), rows = min(ROWS, out_height - row);
+    const float* wx = resize.wx + static_cast<long long>(tile) * resize.taps_x;
+    const float* wy = resize.wy + static_cast<long long>(row) * resize.taps_y;
+    for (int i = threadIdx.x; i < columns; i += BLOCK) first_x[i] = resize.x0[tile + i];
+    for (int i = threadIdx.x; i < rows; i += BLOCK) first_y[i] = resize.y0[row + i];
+    if (resize.taps_x <= MOST_TAPS) {
+        for (int i = threadIdx.x; i < columns * resize.taps_x; i += BLOCK) kept_x[i] = wx[i];
+        wx = kept_x;
+    }
+    if (resize.taps_y <= MOST_TAPS) {
+        for (int i = threadIdx.x; i < rows * resize.taps_y; i += BLOCK) kept_y[i] = wy[i];
+        wy = kept_y;
+    }
+    __syncthreads();
+
+    // Windows start in ascending order, so the tile reads these columns and rows of the frame.
+    const int begin = frame.x + first_x[0], end = frame.x + first_x[columns - 1] + resize.taps_x;
+    const int top = frame.y + first_y[0], bottom = frame.y + first_y[rows - 1] + resize.taps_y;
+    // Thread t blends column t % 128 of a chunk for half of the output rows.
+    const int column = threadIdx.x % CHUNK, half = threadIdx.x / CHUNK * OWN;
+    constexpr int ITEMS = ROWS * TILE * 3 / BLOCK;
+    float sums[ITEMS] = {};
+    for (int chunk = begin; chunk < end;) {
+        // Chunks end at multiples of their size, where sectors do.
+        const int next = min((chunk / CHUNK + 1) * CHUNK, end);
+        int base = chunk & ~1, past = next;
+        if constexpr (Format::HALO > 0) base = max(chunk - Format::HALO, 0), past = min(next + Format::HALO, frame.width);
+        Plane0 plane0 = {frame.plane0, frame.pitch0, base, words0, 0};
+        Plane1 plane1 = {frame.plane1, frame.pitch1, base, words1, 0};
+        Plane2 plane2 = {frame.plane2, frame.pitch2, base, words2, 0};
+        float own[OWN][COLOURS] = {};
+        for (int y = top; y < bottom;) {
+            const int stop = min((y / Format::BATCH + 1) * Format::BATCH, bottom);
+            int from = y, to = stop - 1;
+            if constexpr (Format::HALO > 0) {
+                from = max(from - Format::HALO, 0), to = min(to + Format::HALO, frame.height - 1);
+            }
+            plane0.bring(from, to, past - base);
+            plane1.bring(from, to, past - base);
+            plane2.bring(from, to, past - base);
+            __syncthreads();
+            if (chunk + column < next) {
+                for (int at = y; at < stop; ++at) {
+                    const Rgb p = Format::pixel(frame, plane0, plane1, plane2, chunk + column, at);
+#pragma unroll
+                    for (int r = 0; r < OWN; ++r) {
+                        if (half + r >= rows) continue;
+                        const int t = at - frame.y - first_y[half + r];
+                        if (t < 0 || t >= resize.taps_y) continue;
+                        const float w = wy[(half + r) * resize.taps_y + t];
+                        own[r][0] += w * p.r;
+                        if constexpr (COLOURS == 3) {
+                            own[r][1] += w * p.g;
+                            own[r][2] += w * p.b;
+                        }
+                    }
+                }
+            }
+            __syncthreads();
+            y = stop;
+        }
+        if (chunk + column < next) {
+#pragma unroll
+            for (int r = 0; r < OWN; ++r) {
+#pragma unroll
+                for (int c = 0; c < COLOURS; ++c) blended[half + r][c][column] = own[r][c];
             }
         }
         __syncthreads();
-        if (active) {
-            const float* row = blended[Format::COLOURS == 3 ? colour : 0];
-            const int from = max(0, chunk - first);
-            const int to = min(resize.taps_x, chunk + width - first);
-            for (int s = from; s < to; ++s) sum += wx[s] * row[first + s - chunk];
+#pragma unroll
+        for (int k = 0; k < ITEMS; ++k) {
+            const int item = k * BLOCK + threadIdx.x, r = item / (3 * TILE), x = item % (3 * TILE) / 3;
+            if (x >= columns || r >= rows) continue;
+            const float* pixels = blended[r][COLOURS == 3 ? item % 3 : 0];
+            const int first = frame.x + first_x[x];
+            const int from = max(0, chunk - first), to = min(resize.taps_x, next - first);
+            for (int s = from; s < to; ++s) sums[k] += wx[x * resize.taps_x + s] * pixels[first + s - chunk];
         }
         __syncthreads();
+        chunk = next;
     }
-    if (!active) return;
 
-    const float a = colour == 0 ? resize.a0 : colour == 1 ? resize.a1 : resize.a2;
-    const float b = colour == 0 ? resize.b0 : colour == 1 ? resize.b1 : resize.b2;
-    __half* pixel = out + (static_cast<long long>(oy) * resize.out_width + ox) * resize.channels;
-    pixel[colour] = __float2half_rn(sum * a + b);
-    if (colour == 0) {
-        for (int c = 3; c < resize.channels; ++c) pixel[c] = __float2half_rn(0.f);
+#pragma unroll
+    for (int k = 0; k < ITEMS; ++k) {
+        const int item = k * BLOCK + threadIdx.x, r = item / (3 * TILE), x = item % (3 * TILE) / 3;
+        if (x >= columns || r >= rows) continue;
+        const int colour = item % 3;
+        const float a = colour == 0 ? resize.a0 : colour == 1 ? resize.a1 : resize.a2;
+        const float b = colour == 0 ? resize.b0 : colour == 1 ? resize.b1 : resize.b2;
+        __half* pixel = out + (static_cast<long long>(row + r) * resize.out_width + tile + x) * resize.channels;
+        pixel[colour] = __float2half_rn(sums[k] * a + b);
+        if (colour == 0) {
+            for (int c = 3; c < resize.channels; ++c) pixel[c] = __float2half_rn(0.f);
+        }
     }
 }
 
-#define PREPROCESS(name, format)                                                             \
-    extern "C" __global__ void __launch_bounds__(BLOCK, BLOCKS_PER_SM)                       \
-        name(const Frame frame, const Resize resize, __half* __restrict__ out) {             \
-        preprocess<format>(frame, resize, out);                                              \
+#define PREPROCESS(name, format)                                                                          \
+    extern "C" __global__ void __launch_bounds__(BLOCK, 2)                                                \
+        name(const Frame frame, const Resize resize, int out_height, __half* __restrict__ out) {          \
+        preprocess<format>(frame, resize, out_height, out);                                               \
     }
 
 using PackedRgb = Packed<3, 0, 2>;

@@ -10,8 +10,9 @@
 //
 // residual_rank: a block of 256 takes 16 channels (32 bytes of fp16, a sector) of a tile of the grid;
 //   grid (channels, tiles, n). Partial maxima and sums by tile, then residual_rank_finish.
-// residual_gather: a block takes 32 planes, a lane each, of 8×8 points; grid (tiles, planes, n). A tile
-//   of a scale that is not larger than the grid needs at most 9×9 of its pixels.
+// residual_gather: a block takes 32 planes, a lane each, of 16×16 points; grid (tiles, planes, n). A
+//   tile of a scale that is not larger than the grid needs at most 17×17 of its pixels. A plane is a
+//   channel, so of each 32-byte sector read two bytes are wanted.
 // residual_gather_direct: a thread an output, for scales that are larger.
 //
 // Global bytes: f and r once, but for the row that neighbouring tiles share; y once. About 10 operations
@@ -21,7 +22,7 @@
 
 // Source pixels that a block stages at most: 40 KiB.
 constexpr int CHANNELS = 16, MOST = 640;
-constexpr int TILE = 8, WINDOW = TILE + 1, PLANES = 32, SCALES = 4;
+constexpr int TILE = 16, WINDOW = TILE + 1, PLANES = 32, SCALES = 4;
 
 __device__ __forceinline__ float distance(float f, float r, int log) {
     const float e = (f - r) * (f - r);

@@ -160,24 +160,29 @@ fn simulator_hint(failure: Failure) -> Failure {
 
 fn table(rows: &[Row]) -> String {
     let mut out = format!(
-        "{:<34} {:<40} {:>10} {:>10} {:>6} {:>8} {:>9} {:>6} {:>10}\n",
-        "shape", "kernels", "bytes", "minimum", "ratio", "sectors", "mma", "ratio", "conflicts"
+        "{:<47} {:<40} {:>10} {:>10} {:>6} {:>5} {:>8} {:>9} {:>6} {:>10}\n",
+        "shape", "kernels", "bytes", "minimum", "ratio", "bound", "sectors", "mma", "ratio", "conflicts"
     );
     for r in rows {
         let mma = if r.mma == 0 { "-".to_owned() } else { r.mma.to_string() };
         let mma_ratio = r.mma_ratio().map_or("-".to_owned(), |x| format!("{x:.2}"));
         out += &format!(
-            "{:<34} {:<40} {:>10} {:>10} {:>6.2} {:>7.0}% {:>9} {:>6} {:>9.1}%\n",
+            "{:<47} {:<40} {:>10} {:>10} {:>6.2} {:>5} {:>7.0}% {:>9} {:>6} {:>9.1}%{}\n",
             r.case,
             r.kernels.join(" + "),
             r.bytes(),
             r.minimum_bytes,
             r.ratio(),
+            r.bound.ratio,
             100.0 * r.sector_efficiency(),
             mma,
             mma_ratio,
-            100.0 * r.conflicts()
+            100.0 * r.conflicts(),
+            if r.misses().is_empty() { "" } else { "  misses" }
         );
+    }
+    for r in rows.iter().filter(|r| !r.bound.why.is_empty()) {
+        out += &format!("{}: {}\n", r.case, r.bound.why);
     }
     out + "Counted by the simulated GPU: bytes that warps ask for, before any cache.\n"
 }

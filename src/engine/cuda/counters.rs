@@ -5,13 +5,15 @@ use std::ffi::{CStr, c_char, c_void};
 use cudarc::driver::sys;
 use serde::Deserialize;
 
-use super::Gpu;
+use super::{Gpu, Program};
 
 /// Of one kernel run, in the order of running.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 pub struct Counted {
     pub kernel: String,
     pub grid: [u64; 3],
+    /// The number by which the driver knows its stream.
+    pub stream: u64,
     /// Warp-wide products, in units of m16n8k16.
     pub mma: u64,
     /// Distinct bytes of each warp's request.
@@ -37,9 +39,13 @@ unsafe extern "C" fn note(line: *const c_char, data: *mut c_void) {
     }
 }
 
-/// Does something and returns what was counted meanwhile; `None` on a device that counts nothing.
-/// Nothing else may use the device at the same time.
-pub fn counted<T>(gpu: &Gpu, what: impl FnOnce() -> T) -> Option<(T, Vec<Counted>)> {
+/// Does something with a program and returns what was counted of its kernels meanwhile, whatever else uses
+/// the device; `None` on a device that counts nothing. One caller at a time.
+pub fn counted<T>(
+    gpu: &Gpu,
+    program: &mut Program,
+    what: impl FnOnce(&mut Program) -> T,
+) -> Option<(T, Vec<Counted>)> {
     if !gpu.is_simulated() {
         return None;
     }
@@ -49,8 +55,9 @@ pub fn counted<T>(gpu: &Gpu, what: impl FnOnce() -> T) -> Option<(T, Vec<Counted
     let data: *mut c_void = (&raw mut *list).cast();
     // SAFETY: `list` outlives the listener, which is taken off below.
     unsafe { install(Some(note), data) };
-    let done = what();
+    let done = what(program);
     // SAFETY: as above. The simulator calls nobody after this has returned.
     unsafe { install(None, std::ptr::null_mut()) };
+    list.retain(|run| run.stream == program.stream_number());
     Some((done, *list))
 }

@@ -3,6 +3,7 @@
 
 use super::launch::{Arg, Launch, Limits, Lowered, Place, Task, Unsupported};
 use super::storage::Storage;
+use super::tile::{self, Wanted};
 use super::{conv, conv_grad};
 use crate::engine::op::{Act, Conv, Epilogue, Op};
 use crate::engine::shape::Shape;
@@ -15,6 +16,11 @@ const WARP: usize = 32;
 const GRID_YZ: usize = 65535;
 /// Blocks of the gradient that fill a multiprocessor.
 const GRADIENT_BLOCKS: usize = 6;
+/// A small gradient is cut into more tiles than its traffic alone asks for: blocks that stand still cost
+/// more than the sums of others.
+const GRADIENT_OVERHEAD: f64 = 1.35;
+/// Shared memory of a tile of the gradient.
+const GRADIENT_SHARED: u32 = 36 << 10;
 /// Strips that a thread sums at least, so that a partial sum costs less than what it sums.
 const STRIPS_A_THREAD: usize = 4;
 
@@ -168,13 +174,6 @@ fn convolution(
         true => [kh as i64 - 1 - conv.pad[0] as i64, kw as i64 - 1 - conv.pad[1] as i64],
         false => [conv.pad[0] as i64, conv.pad[1] as i64],
     };
-    let strips = match special {
-        // The strided adjoint's strips begin at an even column of the padded image.
-        true if transposed && conv.stride == 2 => (out.w() + conv.pad[1] % 2).div_ceil(STRIP),
-        true => out.w().div_ceil(STRIP),
-        false => out.w(),
-    };
-    let threads = out.n() * out.h() * strips * (out.c() / if vector { 8 } else { 1 });
     let problem = Problem {
         read: task.inputs[0].shape,
         written: out,
@@ -192,25 +191,55 @@ fn convolution(
         true => Arg::Pointer(Place::Input(2 + usize::from(epilogue.bias))),
         false => Arg::Null,
     };
+    let kernel = pick_kernel([kh, kw], conv.stride, transposed, vector);
+    let args = vec![
+        Arg::Pointer(Place::Input(0)),
+        Arg::Pointer(Place::Input(1)),
+        bias,
+        residual,
+        Arg::Real(Place::Out),
+        problem.bytes(task)?,
+    ];
+    if special {
+        let strided = transposed && conv.stride == 2;
+        let tiles = tiles(task, [kh, kw], conv, strided)
+            .ok_or_else(|| task.unsupported("has no tile that fits a block"))?;
+        return Ok(Lowered::one(tiles.launch(MODULE, kernel, args)));
+    }
+    let threads = out.n() * out.h() * out.w() * (out.c() / if vector { 8 } else { 1 });
     let blocks = u32::try_from(threads.div_ceil(THREADS))
         .ok()
         .filter(|b| *b < 1 << 31)
         .ok_or_else(|| task.unsupported("has too many elements for one launch"))?;
-    Ok(Lowered::one(Launch {
-        module: MODULE,
-        kernel: pick_kernel([kh, kw], conv.stride, transposed, vector),
-        grid: [blocks, 1, 1],
-        block: [THREADS as u32, 1, 1],
-        shared: 0,
-        args: vec![
-            Arg::Pointer(Place::Input(0)),
-            Arg::Pointer(Place::Input(1)),
-            bias,
-            residual,
-            Arg::Real(Place::Out),
-            problem.bytes(task)?,
-        ],
-    }))
+    let (grid, block) = ([blocks, 1, 1], [THREADS as u32, 1, 1]);
+    Ok(Lowered::one(Launch { module: MODULE, kernel, grid, block, shared: 0, args }))
+}
+
+/// Tiles of the result; `strided` is the adjoint of stride 2, which reads half a row for each it writes.
+fn tiles(task: &Task, kernel: [usize; 2], conv: &Conv, strided: bool) -> Option<tile::Tiling> {
+    let step = if strided { 1 } else { conv.stride };
+    let rows = |n: usize| match strided {
+        true => n / 2 + (kernel[0] - 1) / 2,
+        // Whole strips.
+        false => (n.next_multiple_of(STRIP) - 1) * step + kernel[0],
+    };
+    let columns = |n: usize| match strided {
+        true => (n + kernel[1]) / 2 + 1,
+        false => (n - 1) * step + kernel[1],
+    };
+    let wanted = Wanted {
+        source: task.inputs[0].shape,
+        out: task.out.shape,
+        per_tile: kernel[0] * kernel[1],
+        overhead: tile::OVERHEAD,
+        channels: usize::MAX,
+        strip: STRIP,
+        rows_before: if strided { conv.pad[0] % 2 } else { 0 },
+        rows: &rows,
+        columns: &columns,
+        bytes: &|h, w| 2 * (rows(h) * columns(w) + kernel[0] * kernel[1]),
+    };
+    tile::pick(&wanted, &task.limits)
 }
 
 /// Lanes of a warp that lie along channels (a power of two), and blocks among which the strips of one
@@ -235,7 +264,22 @@ fn gradient(task: &Task, conv: &Conv) -> Result<Lowered, Unsupported> {
     if taps > GRID_YZ {
         return Err(task.unsupported("has too large a kernel for one launch"));
     }
-    let (lanes, splits) = pick_split(groups, strips, taps, &task.limits);
+    let tiles = if size_of([kh, kw], conv.stride).is_some() {
+        let found = gradient_tiles(x, dy, [kh, kw], conv, &task.limits);
+        Some(found.ok_or_else(|| task.unsupported("has no tile that fits a block"))?)
+    } else {
+        None
+    };
+    let (lanes, splits) = match tiles {
+        // A tile's channels, two or one a lane; as many blocks as there are tiles, or as fill the device.
+        Some(t) => {
+            let lanes = t.channels.div_ceil(channels / groups).next_power_of_two();
+            let all = t.images * t.row_tiles * t.column_tiles;
+            let fill = (task.limits.multiprocessors as usize * GRADIENT_BLOCKS).div_ceil(t.groups);
+            (lanes, all.min(fill).clamp(1, GRID_YZ))
+        }
+        None => pick_split(groups, strips, taps, &task.limits),
+    };
     let problem = Problem {
         read: x,
         written: dy,
@@ -249,26 +293,61 @@ fn gradient(task: &Task, conv: &Conv) -> Result<Lowered, Unsupported> {
         splits,
     };
     let len = task.out.shape.len();
-    let part = |to| Launch {
-        module: MODULE,
-        kernel: pick_gradient([kh, kw], conv.stride, pairs),
-        grid: [groups.div_ceil(lanes) as u32, splits as u32, taps as u32],
-        block: [THREADS as u32, 1, 1],
-        shared: 0,
-        args: vec![Arg::Pointer(Place::Input(0)), Arg::Pointer(Place::Input(1)), Arg::Pointer(to)],
-    };
-    let with = |mut launch: Launch, problem| {
-        launch.args.push(problem);
-        launch
-    };
     let problem = problem.bytes(task)?;
+    let blocks = tiles.map_or(groups.div_ceil(lanes), |t| t.groups);
+    let part = |to| {
+        let mut args = vec![
+            Arg::Pointer(Place::Input(0)),
+            Arg::Pointer(Place::Input(1)),
+            Arg::Pointer(to),
+            problem.clone(),
+        ];
+        args.extend(tiles.map(|t| t.arg()));
+        Launch {
+            module: MODULE,
+            kernel: pick_gradient([kh, kw], conv.stride, pairs),
+            grid: [blocks as u32, splits as u32, taps as u32],
+            block: [THREADS as u32, 1, 1],
+            shared: tiles.map_or(0, |t| t.shared as u32),
+            args,
+        }
+    };
     if splits == 1 {
-        return Ok(Lowered::one(with(part(Place::Out), problem)));
+        return Ok(Lowered::one(part(Place::Out)));
     }
     Ok(Lowered {
-        launches: vec![with(part(Place::Scratch(0)), problem), conv_grad::sum(len, splits)],
+        launches: vec![part(Place::Scratch(0)), conv_grad::sum(len, splits)],
         scratch_bytes: len * splits * 4,
     })
+}
+
+/// Tiles of dy, with what they meet of x, by channels that a warp's lanes hold.
+fn gradient_tiles(
+    x: Shape,
+    dy: Shape,
+    kernel: [usize; 2],
+    conv: &Conv,
+    limits: &Limits,
+) -> Option<tile::Tiling> {
+    let rows = |n: usize| (n - 1) * conv.stride + kernel[0];
+    // Whole strips, whose last results may lie beyond the tile.
+    let columns = |n: usize| (n.next_multiple_of(STRIP) - 1) * conv.stride + kernel[1];
+    let wanted = Wanted {
+        source: x,
+        out: dy,
+        // fp32 partial sums, written and read again.
+        per_tile: 4 * kernel[0] * kernel[1],
+        overhead: GRADIENT_OVERHEAD,
+        channels: if x.c().is_multiple_of(2) { 2 * WARP } else { WARP },
+        strip: 1,
+        rows_before: 0,
+        rows: &rows,
+        columns: &columns,
+        bytes: &|h, w| 2 * (rows(h) * columns(w) + h * w),
+    };
+    // Besides the tile, a block keeps its threads' sums, up to 25 KiB: two blocks of both.
+    let limits = Limits { shared_bytes: limits.shared_bytes.min(GRADIENT_SHARED), ..*limits };
+    tile::pick(&wanted, &limits)
 }
 
 #[cfg(test)]
@@ -295,13 +374,13 @@ mod tests {
     }
 
     #[test]
-    fn eight_channels_a_thread_take_four_results_each() {
+    fn a_convolution_has_a_block_for_every_multiprocessor() {
         let op = Op::Conv2d { conv: Conv::grouped(2, 1, 96), epilogue: Epilogue::default() };
         let inputs = [half([1, 112, 112, 96]), half([3, 3, 1, 96])];
         let task = Task { op: &op, inputs: &inputs, out: half([1, 56, 56, 96]), limits: A100 };
         let launch = &lower(&task).unwrap().launches[0];
         assert_eq!(launch.kernel, "depthwise_3x3_stride2");
-        assert_eq!(launch.grid[0] as usize, (56 * 14 * 12usize).div_ceil(THREADS));
+        assert!(launch.grid[0] >= 108, "{launch:?}");
     }
 
     #[test]
@@ -312,20 +391,22 @@ mod tests {
         let task = Task { op: &op, inputs: &inputs, out: half([1, 6, 6, 8]), limits: A100 };
         let launch = &lower(&task).unwrap().launches[0];
         assert_eq!(launch.kernel, "depthwise_5x5_stride1");
-        let Some(Arg::Struct(problem)) = launch.args.last() else { panic!() };
+        let [.., Arg::Struct(problem), _] = &launch.args[..] else { panic!() };
         let field = |i: usize| i32::from_ne_bytes(problem[4 * i..][..4].try_into().unwrap());
         assert_eq!([field(9), field(10), field(12)], [4, 3, 1], "pad top, pad left, mirrored");
     }
 
     #[test]
-    fn an_even_strided_adjoint_begins_its_strips_before_an_odd_padding() {
+    fn a_strided_adjoint_begins_its_strips_before_an_odd_padding() {
         let conv = Conv::grouped(2, 1, 8);
         let op = Op::ConvTranspose { conv, h: 8, w: 8, epilogue: Epilogue::default() };
         let inputs = [half([16, 4, 4, 8]), half([3, 3, 1, 8])];
         let task = Task { op: &op, inputs: &inputs, out: half([16, 8, 8, 8]), limits: A100 };
         let launch = &lower(&task).unwrap().launches[0];
-        // Nine columns of the padded image: three strips rather than two.
-        assert_eq!(launch.grid[0] as usize, (16 * 8 * 3usize).div_ceil(THREADS));
+        // Nine rows of the padded image: three strips rather than two.
+        let Some(Arg::Struct(tiling)) = launch.args.last() else { panic!() };
+        let field = |i: usize| i32::from_ne_bytes(tiling[4 * i..][..4].try_into().unwrap());
+        assert!(field(0) * field(3) >= 9, "rows of a tile, tiles");
     }
 
     #[test]

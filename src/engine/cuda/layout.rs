@@ -104,7 +104,7 @@ fn copy(task: &Task, input: usize, runs: Runs) -> Launch {
         4 => "copy_runs_4",
         _ => "copy_runs_1",
     };
-    let per_run = runs.run.div_ceil(each);
+    let per_run = runs.run / each + runs.run % each;
     let threads = runs.outer * per_run;
     // `shift` keeps its bits as a signed number of the same width.
     let geometry =

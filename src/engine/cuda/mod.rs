@@ -42,6 +42,7 @@ pub(crate) mod simulator;
 pub mod storage;
 #[cfg(test)]
 mod tests;
+mod tile;
 pub mod traffic;
 
 pub use buffer::PinnedPages;

@@ -5,9 +5,10 @@ use bytemuck::{Pod, Zeroable};
 use super::feed::Addresses;
 use super::launch::{Arg, Launch};
 
-/// Outputs per block, and threads per block: `TILE` and `BLOCK` of preprocess.cu.
+/// Outputs per block, and threads per block: `TILE`, `ROWS` and `BLOCK` of preprocess.cu.
 const TILE: usize = 64;
-const BLOCK: u32 = 192;
+const ROWS: usize = 16;
+const BLOCK: u32 = 256;
 
 /// `Frame` of preprocess.cu.
 #[repr(C)]
@@ -121,12 +122,13 @@ pub fn launch(g: &Geometry, at: &Addresses) -> Launch {
     Launch {
         module: "preprocess",
         kernel: g.pixels.kernel(),
-        grid: [g.out_width.div_ceil(TILE) as u32, g.out_height as u32, 1],
+        grid: [g.out_width.div_ceil(TILE) as u32, g.out_height.div_ceil(ROWS) as u32, 1],
         block: [BLOCK, 1, 1],
         shared: 0,
         args: vec![
             Arg::Struct(bytemuck::bytes_of(&frame).to_vec()),
             Arg::Struct(bytemuck::bytes_of(&resize).to_vec()),
+            Arg::I32(g.out_height as i32),
             Arg::Struct(at.out.to_le_bytes().to_vec()),
         ],
     }

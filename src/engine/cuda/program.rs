@@ -227,6 +227,11 @@ impl Program {
         self.wait()
     }
 
+    /// The number by which the driver knows the stream that everything runs on.
+    pub(super) fn stream_number(&self) -> u64 {
+        self.stream.cu_stream() as usize as u64
+    }
+
     fn wait(&self) -> Result<(), ProgramError> {
         self.stream.synchronize().map_err(call("cuStreamSynchronize"))?;
         Ok(())

@@ -12,7 +12,7 @@ const BLOCK: usize = 256;
 const CHANNELS: usize = 16;
 const MOST: usize = 640;
 /// `TILE`, `PLANES` and `SCALES` of the kernels.
-const TILE: usize = 8;
+const TILE: usize = 16;
 const PLANES: usize = 32;
 const SCALES: usize = 4;
 /// Blocks along y and z that a grid may have.

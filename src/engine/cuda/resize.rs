@@ -1,7 +1,8 @@
 //! Launches of `kernels/resize.cu`.
 
-use super::launch::{Arg, Launch, Lowered, Place, Task, Unsupported};
+use super::launch::{Arg, Launch, Limits, Lowered, Place, Task, Unsupported};
 use super::rows;
+use super::tile::{self, Wanted};
 use crate::engine::op::{Op, Resize};
 use crate::engine::shape::Shape;
 
@@ -10,6 +11,9 @@ const MODULE: &str = "resize";
 /// From this many pixels of one axis for a pixel of the other side on, rows and columns are resized one
 /// after the other.
 const SEPARATE: usize = 4;
+
+/// Bytes of the numbers between two passes.
+const MIDDLE: usize = 4;
 
 /// `enum` of taps.cuh.
 pub(super) fn code(resize: Resize) -> usize {
@@ -63,11 +67,37 @@ pub fn lower(task: &Task) -> Result<Lowered, Unsupported> {
     if !fits || !rows::countable(&x) || !rows::countable(&task.out) {
         return Err(task.unsupported("has more pixels than 32 bits count"));
     }
+    let limits = &task.limits;
     match task.op {
-        Op::Resize { resize, .. } => Ok(forward(*resize, Geometry::of(xs, ys))),
-        Op::ResizeBackward { resize, .. } => Ok(backward(*resize, Geometry::of(ys, xs))),
+        Op::Resize { resize, .. } => Ok(forward(*resize, Geometry::of(xs, ys), x.storage.bytes(), limits)),
+        Op::ResizeBackward { resize, .. } => {
+            Ok(backward(*resize, Geometry::of(ys, xs), x.storage.bytes(), limits))
+        }
         _ => Err(task.unsupported("is no resizing")),
     }
+}
+
+/// Most pixels before that so many neighbouring ones after read.
+fn read_by(resize: Resize, from: usize, to: usize, n: usize) -> usize {
+    let span = match resize {
+        Resize::Nearest | Resize::Area => (n * from).div_ceil(to) + 1,
+        // The first of two taps, the second, and one for the rounding of the place.
+        Resize::Bilinear => (n - 1) * from / to + 4,
+        Resize::BilinearAligned if to > 1 => (n - 1) * from.saturating_sub(1) / (to - 1) + 4,
+        Resize::BilinearAligned => 2,
+    };
+    span.min(from)
+}
+
+/// Most pixels after that read one of so many neighbouring ones before.
+fn readers(resize: Resize, from: usize, to: usize, n: usize) -> usize {
+    let span = match resize {
+        Resize::Nearest | Resize::Area => (n * to).div_ceil(from) + 2,
+        Resize::Bilinear => ((n + 1) * to).div_ceil(from) + 2,
+        Resize::BilinearAligned if from > 1 => ((n + 1) * (to - 1)).div_ceil(from - 1) + 2,
+        Resize::BilinearAligned => to,
+    };
+    span.min(to)
 }
 
 /// Launches from input 0 to the output; `sides` are the two shapes of the picture.
@@ -77,18 +107,22 @@ fn passes(
     read: [usize; 2],
     written: [usize; 2],
     separate: bool,
-    pass: impl Fn([[usize; 2]; 2], [Arg; 2]) -> Launch,
+    bytes: usize,
+    pass: impl Fn([[usize; 2]; 2], usize, [Arg; 2]) -> Launch,
 ) -> Lowered {
     let (from, to) = (Arg::Real(Place::Input(0)), Arg::Real(Place::Out));
     if !separate {
-        return Lowered::one(pass([read, written], [from, to]));
+        return Lowered::one(pass([read, written], bytes, [from, to]));
     }
     // Rows first: fewer or more pixels, then columns.
     let between = [read[0], written[1]];
     let middle = || Arg::Real(Place::Scratch(0));
     Lowered {
-        launches: vec![pass([read, between], [from, middle()]), pass([between, written], [middle(), to])],
-        scratch_bytes: 4 * n * between[0] * between[1] * c,
+        launches: vec![
+            pass([read, between], bytes, [from, middle()]),
+            pass([between, written], MIDDLE, [middle(), to]),
+        ],
+        scratch_bytes: MIDDLE * n * between[0] * between[1] * c,
     }
 }
 
@@ -97,37 +131,69 @@ fn uneven(fine: [usize; 2], coarse: [usize; 2]) -> bool {
     (0..2).all(|i| fine[i] >= SEPARATE * coarse[i])
 }
 
-fn forward(resize: Resize, g: Geometry) -> Lowered {
-    let kernel = match rows::vector(g.c) {
-        8 => "resize_8",
-        4 => "resize_4",
-        _ => "resize_1",
+/// One pass over tiles of the result; `covers` is how much of the source an axis' part covers.
+fn pass(
+    [tiled, direct]: [&'static str; 2],
+    shapes: [Shape; 2],
+    covers: [&dyn Fn(usize) -> usize; 2],
+    bytes: usize,
+    limits: &Limits,
+    args: Vec<Arg>,
+) -> Launch {
+    let [source, out] = shapes;
+    let wanted = Wanted {
+        source,
+        out,
+        per_tile: 0,
+        overhead: tile::OVERHEAD,
+        channels: usize::MAX,
+        strip: 1,
+        rows_before: 0,
+        rows: covers[0],
+        columns: covers[1],
+        bytes: &|h, w| bytes * covers[0](h) * covers[1](w),
     };
+    match tile::pick(&wanted, limits) {
+        Some(tiles) => tiles.launch(MODULE, tiled, args),
+        None => rows::launch(MODULE, direct, out.w() * out.c(), out.n() * out.h(), args),
+    }
+}
+
+fn by_vector(c: usize, kernels: [&'static str; 3]) -> &'static str {
+    match rows::vector(c) {
+        8 => kernels[0],
+        4 => kernels[1],
+        _ => kernels[2],
+    }
+}
+
+fn forward(resize: Resize, g: Geometry, bytes: usize, limits: &Limits) -> Lowered {
+    let kernel = by_vector(g.c, ["resize_8", "resize_4", "resize_1"]);
     let separate = resize == Resize::Area && uneven(g.from, g.to);
-    passes(g.n, g.c, g.from, g.to, separate, |[from, to], [x, y]| {
-        let per_row = to[1] * (g.c / rows::vector(g.c));
-        let geometry = Geometry { from, to, ..g };
-        rows::launch(MODULE, kernel, per_row, g.n * to[0], vec![x, y, geometry.arg(resize)])
+    passes(g.n, g.c, g.from, g.to, separate, bytes, |[from, to], bytes, [x, y]| {
+        let shapes = [Shape::new(g.n, from[0], from[1], g.c), Shape::new(g.n, to[0], to[1], g.c)];
+        let covers = |axis: usize| move |n: usize| read_by(resize, from[axis], to[axis], n);
+        let args = vec![x, y, Geometry { from, to, ..g }.arg(resize)];
+        pass([kernel, "resize_direct_1"], shapes, [&covers(0), &covers(1)], bytes, limits, args)
     })
 }
 
-fn backward(resize: Resize, g: Geometry) -> Lowered {
-    let kernel = match rows::vector(g.c) {
-        8 => "resize_backward_8",
-        4 => "resize_backward_4",
-        _ => "resize_backward_1",
-    };
-    passes(g.n, g.c, g.to, g.from, uneven(g.to, g.from), |[dy, dx], [from, to]| {
-        let per_row = dx[1] * (g.c / rows::vector(g.c));
-        let geometry = Geometry { from: dx, to: dy, ..g };
-        rows::launch(MODULE, kernel, per_row, g.n * dx[0], vec![from, to, geometry.arg(resize)])
+fn backward(resize: Resize, g: Geometry, bytes: usize, limits: &Limits) -> Lowered {
+    let kernel = by_vector(g.c, ["resize_backward_8", "resize_backward_4", "resize_backward_1"]);
+    let separate = uneven(g.to, g.from);
+    passes(g.n, g.c, g.to, g.from, separate, bytes, |[dy, dx], bytes, [from, to]| {
+        let shapes = [Shape::new(g.n, dy[0], dy[1], g.c), Shape::new(g.n, dx[0], dx[1], g.c)];
+        let covers = |axis: usize| move |n: usize| readers(resize, dx[axis], dy[axis], n);
+        let args = vec![from, to, Geometry { from: dx, to: dy, ..g }.arg(resize)];
+        pass([kernel, "resize_backward_direct_1"], shapes, [&covers(0), &covers(1)], bytes, limits, args)
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::cuda::launch::{Limits, Typed};
+    use crate::engine::cpu::reference::spatial::taps;
+    use crate::engine::cuda::launch::Typed;
     use crate::engine::cuda::storage::Storage;
 
     const LIMITS: Limits = Limits { arch: 80, multiprocessors: 108, shared_bytes: 163 << 10 };
@@ -157,6 +223,44 @@ mod tests {
         let op = Op::Resize { resize: Resize::Area, h: 4, w: 4 };
         let two = kernels(&op, half(64, 64, 3), half(4, 4, 3));
         assert_eq!(two, (vec!["resize_1"; 2], 4 * 64 * 4 * 3));
+    }
+
+    /// What pixels `first` of `n` read, by the specification.
+    fn span(resize: Resize, from: usize, to: usize, first: usize, n: usize) -> usize {
+        let of = |out| taps(resize, from, to, out).filter(|t| t.weight != 0.0).map(|t| t.source);
+        let (low, high) = (of(first).min().unwrap(), of(first + n - 1).max().unwrap());
+        high - low + 1
+    }
+
+    #[test]
+    fn a_tiles_source_is_never_larger_than_what_is_kept_for_it() {
+        for resize in [Resize::Nearest, Resize::Bilinear, Resize::BilinearAligned, Resize::Area] {
+            for (from, to) in
+                [(32, 64), (7, 20), (20, 7), (64, 61), (1, 9), (9, 1), (5, 5), (3, 100), (28, 56)]
+            {
+                for n in [1, 2, 3, 7, to].into_iter().filter(|n| *n <= to) {
+                    for first in 0..=to - n {
+                        let most = read_by(resize, from, to, n);
+                        assert!(
+                            span(resize, from, to, first, n) <= most,
+                            "{resize:?} {from} {to} {first} {n}"
+                        );
+                    }
+                }
+                for n in [1, 2, 3, from].into_iter().filter(|n| *n <= from) {
+                    for first in 0..=from - n {
+                        let reads = |out: &usize| {
+                            taps(resize, from, to, *out)
+                                .any(|t| t.weight != 0.0 && (first..first + n).contains(&t.source))
+                        };
+                        let all: Vec<usize> = (0..to).filter(reads).collect();
+                        let count = all.last().map_or(0, |last| last + 1 - all[0]);
+                        let most = readers(resize, from, to, n);
+                        assert!(count <= most, "{resize:?} {from} {to} {first} {n}: {count} of {most}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::run::Plan;
 use super::settings::Sequence;
 use super::status::*;
-use super::work::Call;
+use super::work::{Call, Handle};
 use crate::machine::{self, Counters, LaunchError, Memory, Options, Order, OutOfBounds};
 
 /// Why work could not run.
@@ -69,7 +69,7 @@ impl Device {
     }
 
     /// The counters of the launch as a line of JSON.
-    pub fn launch(&mut self, call: &Call, plan: Plan) -> Result<String, Fault> {
+    pub fn launch(&mut self, call: &Call, stream: Handle, plan: Plan) -> Result<String, Fault> {
         let order = match plan.sequence {
             Sequence::Forward => Order::Forward,
             Sequence::Reverse => Order::Reverse,
@@ -78,7 +78,7 @@ impl Device {
         let options = Options { check: plan.check, order, threads: plan.threads };
         let kernel = call.kernel();
         match machine::launch(kernel, &mut self.memory, &call.config, &call.params, &options) {
-            Ok(counters) => Ok(line(call, &counters)),
+            Ok(counters) => Ok(line(call, stream, &counters)),
             Err(e) => Err(fault(status_of(&e), format!("kernel {}: {e}", kernel.name))),
         }
     }
@@ -100,7 +100,7 @@ fn status_of(error: &LaunchError) -> Status {
     }
 }
 
-fn line(call: &Call, c: &Counters) -> String {
+fn line(call: &Call, stream: Handle, c: &Counters) -> String {
     let [gx, gy, gz] = call.config.grid;
     let [bx, by, bz] = call.config.block;
     let (kernel, shared) = (&call.kernel().name, call.config.shared);
@@ -108,6 +108,7 @@ fn line(call: &Call, c: &Counters) -> String {
         "{{\"kernel\":\"{kernel}\",\"grid\":[{gx},{gy},{gz}],\"block\":[{bx},{by},{bz}],\"shared\":{shared}"
     );
     let counters = [
+        ("stream", stream),
         ("integer", c.integer),
         ("float", c.float),
         ("half", c.half),

@@ -163,7 +163,7 @@ fn step(device: &mut Device, mut s: MutexGuard<'static, State>) -> Answer<bool> 
                 let seed = chance.next();
                 let plan = Plan { sequence, seed, check: settings.check, threads: settings.threads };
                 drop(s);
-                let result = execute(device, &ticket.work, plan);
+                let result = execute(device, &ticket, plan);
                 s = state();
                 result
             }
@@ -268,9 +268,9 @@ fn append(path: &str, key: &str, line: &str) {
 }
 
 /// Runs the work. For a kernel, its counters as a line of JSON.
-fn execute(device: &mut Device, work: &Work, plan: Plan) -> Result<Option<String>, Fault> {
-    match work {
-        Work::Kernel(call) => return device.launch(call, plan).map(Some),
+fn execute(device: &mut Device, ticket: &Ticket, plan: Plan) -> Result<Option<String>, Fault> {
+    match &ticket.work {
+        Work::Kernel(call) => return device.launch(call, ticket.stream, plan).map(Some),
         Work::Fill { to, value, width, count } => device.fill(*to, *value, *width, *count)?,
         Work::Upload { to, from, bytes } => match from {
             Host::Staged(data) => device.write(*to, data)?,
