@@ -206,6 +206,18 @@ fn systemd_and_an_operator_see_a_daemon_start_reload_and_stop() {
     let after = verdicts("bad");
     assert_ne!(before["config_hash"], after["config_hash"]);
 
+    // What a reload would do can be asked first.
+    site.configure(&with("unsure = 0.5").replace("width=64", "width=32"));
+    let plan = String::from_utf8_lossy(&site.run("plan").stdout).into_owned();
+    for part in [
+        "hot     line cam: thresholds.unsure  -10000000 → 0.5",
+        "hot     line cam: thresholds.bad     -1000000 → nothing",
+        "camera  line cam: source",
+        "A reload would take over 2 changes between two frames and 1 change by starting the line's camera anew.",
+    ] {
+        assert!(plan.contains(part), "{part} in\n{plan}");
+    }
+
     // A mistake changes nothing, is counted, and the log says where it is.
     site.configure(&with("unsure = 1e6\nbda = 1e7"));
     daemon.signal("HUP");

@@ -23,9 +23,7 @@ pub struct Args {
 
 /// Exit 0, or 78 with every mistake that was found.
 pub fn run(args: Args) -> Result<(), Failure> {
-    let examine =
-        |line: &LineConfig| source_complaints(line).into_iter().chain(model_complaints(line)).collect();
-    let loaded = config::load_with(&args.config, &examine);
+    let loaded = config::load_with(&args.config, &complaints);
     if args.json {
         let report = match &loaded {
             Ok(config) => json!({
@@ -66,6 +64,11 @@ pub(super) fn refusal(path: &Path, error: ConfigError) -> Failure {
         unreadable => Failure::new(Exit::Config, unreadable)
             .hint("inspectd check --config FILE, where FILE is like config/inspectd.toml".to_owned()),
     }
+}
+
+/// What GStreamer and the model have against a line.
+pub(super) fn complaints(line: &LineConfig) -> Vec<Complaint> {
+    source_complaints(line).into_iter().chain(model_complaints(line)).collect()
 }
 
 /// What GStreamer has against the line's source.

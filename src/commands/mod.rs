@@ -12,6 +12,7 @@ pub mod import;
 mod inspect;
 pub mod judge;
 pub mod kernels;
+pub mod plan;
 pub mod serve;
 pub mod teach;
 
@@ -47,6 +48,8 @@ enum Command {
     Serve(serve::Args),
     /// Check a configuration without running it
     Check(check::Args),
+    /// Say what a reload would do with a configuration, before anybody does it
+    Plan(plan::Args),
     /// Convert PyTorch or safetensors weights to our own file
     Import(import::Args),
     /// Time the operations, the networks and a whole frame
@@ -94,6 +97,7 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Eval(args) => eval::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Check(args) => check::run(args),
+        Command::Plan(args) => plan::run(args),
         Command::Import(args) => import::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Forward(args) => forward::run(args),
@@ -120,6 +124,7 @@ mod tests {
             "inspectd eval --model m --dataset d --report r.html --json",
             "inspectd serve --config c.toml",
             "inspectd check --config c.toml",
+            "inspectd plan --config c.toml --against d.toml --json",
             "inspectd import --from a.pth --arch efficientnet_lite0 --out b.safetensors",
             "inspectd bench --filter conv --json",
             "inspectd forward --arch wide_resnet50_2 --weights w --input i --out o --device cpu",

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use crossbeam_channel::{Receiver, bounded};
+use jiff::Timestamp;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -16,13 +17,13 @@ use super::check::{refusal, source_complaints};
 use super::device::{all_processors, open};
 use super::{Exit, Failure, OrExit};
 use crate::capture::{CaptureError, Frame};
-use crate::config::{self, Complaint, DaemonConfig, LineConfig, LogFormat};
+use crate::config::{self, Complaint, DaemonConfig, InForceRecord, LineConfig, LogFormat};
 use crate::engine::{Device, DeviceName, Priority, ProgramError, Threads};
 use crate::imaging::RgbImage;
 use crate::line::camera::Camera;
 use crate::line::daemon::{Command, StartError, start};
 use crate::line::standby::Guarded;
-use crate::line::{Judge, Made, NoJudge, Problem, Supplier, camera};
+use crate::line::{InForce, Judge, Made, NoJudge, Problem, Supplier, camera};
 use crate::model::{Model, ModelError};
 use crate::outputs::http::Server;
 use crate::realnet::{Inspector, RealnetError};
@@ -46,7 +47,11 @@ pub fn run(args: Args) -> Result<(), Failure> {
         Some(address) => Some(Server::bind(address).map_err(|error| taken(address, error))?),
     };
     let telemetry = Telemetry::new();
-    let works = Arc::new(Works { telemetry: telemetry.clone() });
+    let works = Arc::new(Works {
+        telemetry: telemetry.clone(),
+        config_file: args.config.clone(),
+        state_dir: state_dir(&config.daemon),
+    });
     let address_file = state_dir(&config.daemon).map(|folder| folder.join("http_address"));
     let daemon = start(config, args.config, works, telemetry, listener).map_err(not_started)?;
     let written = match (address_file, daemon.address()) {
@@ -92,6 +97,8 @@ fn listen_for_signals() -> std::io::Result<Receiver<Command>> {
 /// Models from files, cameras from GStreamer.
 struct Works {
     telemetry: Telemetry,
+    config_file: PathBuf,
+    state_dir: Option<PathBuf>,
 }
 
 impl Supplier<Frame> for Works {
@@ -125,6 +132,16 @@ impl Supplier<Frame> for Works {
 
     fn examine(&self, line: &LineConfig) -> Vec<Complaint> {
         source_complaints(line)
+    }
+
+    fn in_force(&self, InForce { config, models }: &InForce) {
+        let Some(folder) = &self.state_dir else { return };
+        let hashes = config.lines.iter().map(|line| &line.name).zip(models.iter().map(|m| m.hash.as_str()));
+        let since = format!("{:.0}", Timestamp::now());
+        let record = InForceRecord::new(&self.config_file, since, config, hashes);
+        if let Err(error) = record.and_then(|record| record.write(folder)) {
+            tracing::warn!(folder = %folder.display(), %error, "What is in force is not written down for `inspectd plan`.");
+        }
     }
 }
 
@@ -179,7 +196,7 @@ fn not_started(error: StartError) -> Failure {
 }
 
 /// As configured, else as systemd says.
-fn state_dir(config: &DaemonConfig) -> Option<PathBuf> {
+pub(super) fn state_dir(config: &DaemonConfig) -> Option<PathBuf> {
     config.state_dir.clone().or_else(|| {
         let folders = std::env::var_os("STATE_DIRECTORY")?;
         std::env::split_paths(&folders).next()

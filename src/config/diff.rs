@@ -38,18 +38,28 @@ impl Change {
     }
 }
 
+impl Change {
+    /// The values of a key before and after, for people to see: without the passwords of URLs.
+    pub fn shown(&self) -> (Option<String>, Option<String>) {
+        let show = |value: &Option<Value>| value.as_ref().map(|value| redact(&value.to_string()));
+        match self {
+            Change::Key { from, to, .. } => (show(from), show(to)),
+            _ => (None, None),
+        }
+    }
+}
+
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let show = |value: &Option<Value>| {
-            value.as_ref().map_or("nothing".to_owned(), |value| redact(&value.to_string()))
-        };
+        let (from, to) = self.shown();
+        let or_nothing = |value: Option<String>| value.unwrap_or_else(|| "nothing".to_owned());
         match self {
-            Change::Key { line, key, from, to } => {
+            Change::Key { line, key, .. } => {
                 match line {
                     Some(line) => write!(f, "line {line}: ")?,
                     None => write!(f, "{}: ", key.section.name())?,
                 }
-                write!(f, "{} from {} to {}", key.name, show(from), show(to))
+                write!(f, "{} from {} to {}", key.name, or_nothing(from), or_nothing(to))
             }
             Change::LineAdded(name) => write!(f, "line {name} was added"),
             Change::LineRemoved(name) => write!(f, "line {name} was removed"),

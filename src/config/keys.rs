@@ -175,6 +175,14 @@ const fn key(section: Section, name: &'static str, kind: Kind, default: Default,
 }
 
 impl Key {
+    /// As seen from its line, or from the file: `thresholds.bad`, `source`, `daemon.http`.
+    pub fn path(&self) -> String {
+        match self.section {
+            Section::Line => self.name.to_owned(),
+            section => format!("{}.{}", section.name(), self.name),
+        }
+    }
+
     const fn unit(mut self, unit: &'static str) -> Self {
         self.unit = unit;
         self

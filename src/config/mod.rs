@@ -12,6 +12,7 @@
 mod diagnostic;
 mod diff;
 mod files;
+mod in_force;
 mod keys;
 mod meant;
 mod raw;
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 
 pub use diagnostic::Diagnostic;
 pub use diff::{Change, Plan, diff};
+pub use in_force::{IN_FORCE_FILE, Record as InForceRecord};
 pub use keys::{KEYS, Key, Reload, Section};
 pub use meant::{
     Config, ConfigHash, DaemonConfig, DropPolicy, HeatmapsOf, LineConfig, LineName, LogFormat, OnEos,

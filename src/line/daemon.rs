@@ -239,6 +239,7 @@ impl<P: Picture> Daemon<P> {
         self.lines.state().name = "running";
         let config = self.lines.state().config_hash.clone();
         self.telemetry.emit(Event::Ready { lines: self.in_force.config.lines.len(), config: &config });
+        self.supplier.in_force(&self.in_force);
         let status = self.status();
         self.notifier.ready(&status);
         let interval = Notifier::watchdog().unwrap_or(Duration::from_secs(1)).min(Duration::from_secs(1));
@@ -325,6 +326,7 @@ impl<P: Picture> Daemon<P> {
                 }
             }
             self.in_force = next;
+            self.supplier.in_force(&self.in_force);
         }
         self.telemetry.emit(Event::Reloaded { result, detail: &detail });
         let status = match result {

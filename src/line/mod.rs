@@ -34,6 +34,7 @@ mod tests;
 
 pub use desk::{Counts, Desk, FrameId, Picture, Terms};
 pub use judge::Judge;
+pub use reload::InForce;
 pub use supply::{FileStamp, Made, ModelFacts, NoJudge, Supplier};
 
 /// What went wrong in another room, or in a fake of one.

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::camera::Camera;
+use super::reload::InForce;
 use super::{Judge, Problem};
 use crate::config::{Complaint, DaemonConfig, LineConfig, LineName};
 use crate::model::Thresholds;
@@ -18,6 +19,11 @@ pub trait Supplier<P>: Send + Sync + 'static {
 
     /// What other rooms have against a line of a new configuration.
     fn examine(&self, line: &LineConfig) -> Vec<Complaint>;
+
+    /// Hears what is in force, at the start and after each reload.
+    fn in_force(&self, in_force: &InForce) {
+        let _ = in_force;
+    }
 }
 
 /// A judge and what is known of its model.
