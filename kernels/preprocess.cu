@@ -28,8 +28,9 @@
 //
 // Cost      read 1.08 B per source byte, written 2 * channels B per output; FLOPs per output 2 * 3 *
 //           (taps_x + scale_x * taps_y). 1080p NV12 to 256 x 256: 3.1 MB from DRAM and 0.4 MB to it,
-//           12 MFLOP: bound by memory everywhere. Bayer's pixels also want their neighbours: two rows
-//           more of every 64, and a byte of the sector beside each 128 columns.
+//           12 MFLOP: bound by memory everywhere. Bayer's pixels also want their neighbours: a row above a
+//           block and one below it, and of each row the two columns that end a chunk of 128, which are
+//           kept in shared memory for the next chunk.
 
 #include "common.cuh"
 
@@ -69,6 +70,7 @@ constexpr int CHUNK = 128;         // blended pixels of a row at a time
 constexpr int HALVES = BLOCK / CHUNK;
 constexpr int OWN = ROWS / HALVES;  // output rows that a thread sums
 constexpr int MOST_TAPS = 32;      // weights of longer windows stay in global memory
+constexpr int KEPT = 512;          // rows of a block whose last columns are kept for the next chunk
 
 // ------------------------------------------------------------------------------------------------
 // pixel formats: of each plane, the bytes of so many columns (where another one begins, if even), how
@@ -152,7 +154,7 @@ struct Yuy2 : Independent<Yuy2> {
 };
 
 struct Bayer {
-    static constexpr int COLOURS = 3, PLANES = 1, HALO = 1, BATCH = 64;
+    static constexpr int COLOURS = 3, PLANES = 1, HALO = 1, BATCH = 80;
     static constexpr int halved(int) { return 0; }
     static constexpr int bytes(int, int columns) { return columns; }
 
@@ -213,8 +215,9 @@ struct Lines {
         return plane + y * pitch + Format::bytes(PLANE, x);
     }
 
-    // Rows first … last of the frame, both of one batch; `columns` from x on.
-    __device__ __forceinline__ void bring(int from, int last, int columns) {
+    // Rows from … last of the frame, both of one batch; `columns` from x on. Of up to `count` rows from
+    // `top` on, the first two columns come from `kept`, not from the frame.
+    __device__ __forceinline__ void bring(int from, int last, int columns, const uchar2* kept, int top, int count) {
         if constexpr (THERE) {
             constexpr int HALVED = Format::halved(PLANE);
             first = from >> HALVED;
@@ -222,15 +225,21 @@ struct Lines {
             for (int r = threadIdx.x / 32; r < rows; r += BLOCK / 32) {
                 const u8* begin = row(first + r);
                 const int before = static_cast<int>(reinterpret_cast<size_t>(begin) & 3);
-                const int count = (before + bytes + 3) / 4;
-                for (int i = threadIdx.x % 32; i < count; i += 32) {
+                const int known = Format::HALO > 0 && first + r - top < count ? 2 : 0;
+                const int needed = (before + bytes + 3) / 4;
+                for (int i = threadIdx.x % 32; i < needed; i += 32) {
                     const int at = 4 * i - before;
                     u32 word = 0;
-                    if (at >= 0 && at + 4 <= bytes) {
+                    if (at >= known && at + 4 <= bytes) {
                         word = *reinterpret_cast<const u32*>(begin + at);
                     } else {
                         for (int b = 0; b < 4; ++b) {
-                            if (at + b >= 0 && at + b < bytes) word |= u32(begin[at + b]) << (8 * b);
+                            const int byte = at + b;
+                            if (byte >= known && byte < bytes) word |= u32(begin[byte]) << (8 * b);
+                            if (byte >= 0 && byte < known) {
+                                const uchar2 both = kept[first + r - top];
+                                word |= u32(byte == 0 ? both.x : both.y) << (8 * b);
+                            }
                         }
                     }
                     words[r][i] = word;
@@ -264,6 +273,9 @@ __device__ __forceinline__ void preprocess(const Frame& frame, const Resize& res
     __shared__ u32 words0[Plane0::MOST][Plane0::WORDS];
     __shared__ u32 words1[Plane1::MOST][Plane1::WORDS];
     __shared__ u32 words2[Plane2::MOST][Plane2::WORDS];
+    constexpr int HALO = Format::HALO;
+    // Written for one chunk while the other's are read.
+    __shared__ uchar2 kept[2][HALO > 0 ? KEPT : 1];
 
     const int tile = blockIdx.x * TILE, row = blockIdx.y * ROWS;
     const int columns = min(TILE, resize.out_width - tile), rows = min(ROWS, out_height - row);
@@ -288,25 +300,32 @@ __device__ __forceinline__ void preprocess(const Frame& frame, const Resize& res
     const int column = threadIdx.x % CHUNK, half = threadIdx.x / CHUNK * OWN;
     constexpr int ITEMS = ROWS * TILE * 3 / BLOCK;
     float sums[ITEMS] = {};
-    for (int chunk = begin; chunk < end;) {
-        // Chunks end at multiples of their size, where sectors do.
-        const int next = min((chunk / CHUNK + 1) * CHUNK, end);
-        int base = chunk & ~1, past = next;
-        if constexpr (Format::HALO > 0) base = max(chunk - Format::HALO, 0), past = min(next + Format::HALO, frame.width);
+    const int above = max(top - HALO, 0);
+    for (int chunk = begin, turn = 0; chunk < end; turn ^= 1) {
+        // What chunks bring to shared memory ends at multiples of their size, where sectors do.
+        const int next = min(((chunk + HALO) / CHUNK + 1) * CHUNK - HALO, end);
+        const int base = HALO > 0 ? max(chunk - HALO, 0) : chunk & ~1;
+        const int past = HALO > 0 ? min(next + HALO, frame.width) : next;
+        const int known = HALO > 0 && chunk > begin ? KEPT : 0;
         Plane0 plane0 = {frame.plane0, frame.pitch0, base, words0, 0};
         Plane1 plane1 = {frame.plane1, frame.pitch1, base, words1, 0};
         Plane2 plane2 = {frame.plane2, frame.pitch2, base, words2, 0};
         float own[OWN][COLOURS] = {};
         for (int y = top; y < bottom;) {
-            const int stop = min((y / Format::BATCH + 1) * Format::BATCH, bottom);
-            int from = y, to = stop - 1;
-            if constexpr (Format::HALO > 0) {
-                from = max(from - Format::HALO, 0), to = min(to + Format::HALO, frame.height - 1);
-            }
-            plane0.bring(from, to, past - base);
-            plane1.bring(from, to, past - base);
-            plane2.bring(from, to, past - base);
+            // Rows that share chroma stay together.
+            const int stop = min(HALO > 0 ? y + Format::BATCH : (y / Format::BATCH + 1) * Format::BATCH, bottom);
+            const int from = max(y - HALO, 0), to = HALO > 0 ? min(stop, frame.height - 1) : stop - 1;
+            plane0.bring(from, to, past - base, kept[turn], above, known);
+            plane1.bring(from, to, past - base, kept[turn], above, 0);
+            plane2.bring(from, to, past - base, kept[turn], above, 0);
             __syncthreads();
+            if constexpr (HALO > 0) {
+                const int row_kept = from + static_cast<int>(threadIdx.x) - above;
+                if (next < end && from + static_cast<int>(threadIdx.x) <= to && row_kept < KEPT) {
+                    const u8* last = plane0.at(from + threadIdx.x) + (past - base - 2);
+                    kept[turn ^ 1][row_kept] = make_uchar2(last[0], last[1]);
+                }
+            }
             if (chunk + column < next) {
                 for (int at = y; at < stop; ++at) {
                     const Rgb p = Format::pixel(frame, plane0, plane1, plane2, chunk + column, at);

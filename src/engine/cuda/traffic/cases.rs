@@ -281,11 +281,6 @@ fn residuals() -> Result<Vec<Case>, GraphError> {
     Ok(vec![rank, gather])
 }
 
-const MOSAIC: Bound = Bound::STREAM.looser(
-    1.2,
-    0.7,
-    "a pixel of a mosaic wants its neighbours: rows beside a block's, and a byte of the sector beside its columns",
-);
 
 /// A frame of one format, shrunk to a quarter of each side with windows of eight pixels.
 pub(super) struct Frame {
@@ -327,10 +322,7 @@ pub(super) fn frames() -> Vec<Frame> {
         let (out_width, out_height) = (SIDE, SIDE);
         Frame {
             name,
-            bound: match pixels {
-                Pixels::Bayer(_) => MOSAIC,
-                _ => Bound::STREAM,
-            },
+            bound: Bound::STREAM,
             geometry: Geometry {
                 pixels,
                 pitches,
