@@ -65,6 +65,10 @@ fn names(text: &str) -> Vec<(&str, Option<&'static str>)> {
         let rest = &text[at..];
         let end = rest.find(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'));
         let name = &rest[prefix.len()..end.unwrap_or(rest.len())];
+        // inspectd_0.1.0-1_amd64.deb is none.
+        if name.is_empty() {
+            continue;
+        }
         let known = METRICS.iter().find(|metric| match metric.kind {
             Kind::Counter | Kind::Gauge => metric.name == name,
             Kind::Histogram(_) => {
