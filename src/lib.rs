@@ -3,6 +3,7 @@
 //!
 //! The rooms, in the order a frame walks through them, and who may know whom: see `ARCHITECTURE.md`.
 
+pub mod archive;
 pub mod capture;
 pub mod commands;
 pub mod config;

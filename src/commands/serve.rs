@@ -16,6 +16,7 @@ use signal_hook::iterator::Signals;
 use super::check::{refusal, source_complaints};
 use super::device::{all_processors, open};
 use super::{Exit, Failure, OrExit};
+use crate::archive::ArchiveError;
 use crate::capture::{CaptureError, Frame};
 use crate::config::{self, Complaint, DaemonConfig, InForceRecord, LineConfig, LogFormat};
 use crate::engine::{Device, DeviceName, Priority, ProgramError, Threads};
@@ -186,6 +187,10 @@ fn not_started(error: StartError) -> Failure {
             return Failure::new(exit, error).hint("inspectd teach --images DIR --out FILE");
         }
         StartError::Rules(_) => Exit::Config,
+        StartError::Archive(ArchiveError::Store(_)) => {
+            return Failure::new(Exit::CantCreate, error).hint("folder = \"ANOTHER\" under [archive]");
+        }
+        StartError::Archive(ArchiveError::Thread { .. }) => Exit::Unavailable,
         StartError::Camera { source, .. } => match source.downcast_ref::<CaptureError>() {
             Some(CaptureError::Config { .. } | CaptureError::Fragment { .. }) => Exit::Config,
             _ => Exit::Unavailable,

@@ -44,6 +44,7 @@ pub fn claims(raw: &RawConfig, base: &Path) -> Vec<FileClaim> {
         }
     };
     claim(raw.top.section(Section::Daemon), "state_dir", Wants::WritableFolder);
+    claim(raw.top.section(Section::Archive), "folder", Wants::WritableFolder);
     for line in &raw.lines {
         claim(line.section(Section::Line), "model", Wants::ReadableFile);
         claim(line.section(Section::Outputs), "verdicts", Wants::WritableFile);

@@ -8,6 +8,7 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Section {
     Daemon,
+    Archive,
     Line,
     Thresholds,
     Outputs,
@@ -15,7 +16,7 @@ pub enum Section {
 
 impl Section {
     /// Tables of their own, in the order of the example.
-    pub const TOP: &[Section] = &[Section::Daemon];
+    pub const TOP: &[Section] = &[Section::Daemon, Section::Archive];
     /// Tables inside each `[[line]]`.
     pub const IN_LINE: &[Section] = &[Section::Thresholds, Section::Outputs];
 
@@ -28,6 +29,7 @@ impl Section {
     pub fn name(self) -> &'static str {
         match self {
             Section::Daemon => "daemon",
+            Section::Archive => "archive",
             Section::Line => "line",
             Section::Thresholds => "thresholds",
             Section::Outputs => "outputs",
@@ -47,6 +49,9 @@ impl Section {
     pub(super) fn about(self) -> &'static str {
         match self {
             Section::Daemon => "The daemon itself.",
+            Section::Archive => {
+                "A record of every verdict, with pictures of the parts that matter. See docs/archive.md."
+            }
             Section::Line => {
                 "One production line: a camera, a model and what its verdicts drive. Repeat this table, and \
                  those that follow, for each."
@@ -200,7 +205,7 @@ impl Key {
 }
 
 use self::Default::{Absent, Required, Value};
-use self::Section::{Daemon, Line, Outputs, Thresholds};
+use self::Section::{Archive, Daemon, Line, Outputs, Thresholds};
 
 pub static KEYS: &[Key] = &[
     key(Daemon, "http", Kind::Address, Value("\"127.0.0.1:9464\""), Reload::Daemon).text(
@@ -242,6 +247,32 @@ pub static KEYS: &[Key] = &[
         Reload::Daemon,
     )
     .text("Least severe log line that is written. $INSPECTD_LOG, if set, wins."),
+    key(Archive, "folder", Kind::Path, Absent, Reload::Daemon)
+        .example("\"/var/lib/inspectd/archive\"")
+        .text("Folder for inspectd.sqlite and its pictures. If absent, there is no archive."),
+    key(Archive, "images", Kind::Choice(&["bad", "unsure", "all"]), Value("\"unsure\""), Reload::Hot).text(
+        "Which parts' pictures are kept, without loss: bad ones, unsure and bad ones, or all. Parts whose \
+         picture the model could not judge go with the bad ones.",
+    ),
+    key(Archive, "good_sample", Kind::Integer { min: 0, max: 1_000_000 }, Value("1000"), Reload::Hot)
+        .text("Of good parts, the picture of one in so many is kept as well. 0 keeps none."),
+    key(Archive, "keep_days", Kind::Integer { min: 1, max: 36_500 }, Value("90"), Reload::Hot)
+        .unit("days")
+        .text("Older parts are removed, but for those that a person has reviewed."),
+    key(Archive, "keep_mb", Kind::Integer { min: 10, max: 1_000_000_000 }, Value("20000"), Reload::Hot)
+        .unit("MB")
+        .text(
+            "Pictures and database together. When they are more, the oldest pictures go first, reviewed ones \
+             last.",
+        ),
+    key(Archive, "wait_ms", Kind::Integer { min: 0, max: 60_000 }, Value("50"), Reload::Hot).unit("ms").text(
+        "A verdict goes to the outputs when it is in the archive, or after this long without it, which is \
+         counted. 0 never waits.",
+    ),
+    key(Archive, "power_safe", Kind::Bool, Value("false"), Reload::Daemon).text(
+        "Wait for the disk at each verdict. Without it, verdicts outlive the end of inspectd, however it comes, \
+         but a power cut may take the last ones.",
+    ),
     key(Line, "name", Kind::Name, Required, Reload::Daemon)
         .example("\"cam1\"")
         .text("What the line is called in verdicts, metrics, logs and file names. Unique."),

@@ -75,6 +75,21 @@ pub struct DaemonConfig {
     pub log_level: String,
 }
 
+/// The archive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArchiveConfig {
+    pub folder: PathBuf,
+    pub images: HeatmapsOf,
+    /// One in so many; 0: none.
+    pub good_sample: u64,
+    pub keep: Duration,
+    /// Pictures and database together.
+    pub keep_bytes: u64,
+    /// How long a verdict waits until it is in there.
+    pub wait: Duration,
+    pub power_safe: bool,
+}
+
 /// What gives way when a line's queue is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DropPolicy {
@@ -146,6 +161,7 @@ pub struct LineConfig {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub daemon: DaemonConfig,
+    pub archive: Option<ArchiveConfig>,
     /// At least one.
     pub lines: Vec<LineConfig>,
     /// Of all tables but the lines', which have their own.
@@ -235,6 +251,7 @@ pub fn mean(raw: RawConfig, base: &Path, text: &str, out: &mut Diagnostics<'_>) 
         }
     }
     let daemon = daemon(raw.top.section(Section::Daemon), base, out);
+    let archive = archive(&Reader { section: raw.top.section(Section::Archive), base, out });
     let mut lines: Vec<LineConfig> = Vec::new();
     let mut claimed: Vec<(PathBuf, String)> = Vec::new();
     for raw_line in raw.lines {
@@ -267,7 +284,7 @@ pub fn mean(raw: RawConfig, base: &Path, text: &str, out: &mut Diagnostics<'_>) 
         }
         lines.push(LineConfig { settings: raw_line.into_settings(), ..line });
     }
-    Config { daemon, lines, settings: raw.top.into_settings() }
+    Config { daemon, archive, lines, settings: raw.top.into_settings() }
 }
 
 fn daemon(section: &RawSection, base: &Path, out: &mut Diagnostics<'_>) -> DaemonConfig {
@@ -285,6 +302,27 @@ fn daemon(section: &RawSection, base: &Path, out: &mut Diagnostics<'_>) -> Daemo
             _ => LogFormat::Auto,
         },
         log_level: read.text("log_level").unwrap_or("info").to_owned(),
+    }
+}
+
+fn archive(read: &Reader<'_, '_>) -> Option<ArchiveConfig> {
+    let number = |name| read.integer(name) as u64;
+    Some(ArchiveConfig {
+        folder: read.path("folder")?,
+        images: pictures_of(read.text("images")),
+        good_sample: number("good_sample"),
+        keep: Duration::from_secs(number("keep_days").saturating_mul(24 * 3600)),
+        keep_bytes: number("keep_mb").saturating_mul(1_000_000),
+        wait: read.millis("wait_ms"),
+        power_safe: matches!(read.section.get("power_safe").0, Some(Value::Bool(true))),
+    })
+}
+
+fn pictures_of(text: Option<&str>) -> HeatmapsOf {
+    match text {
+        Some("bad") => HeatmapsOf::Bad,
+        Some("all") => HeatmapsOf::All,
+        _ => HeatmapsOf::UnsureAndBad,
     }
 }
 
@@ -362,11 +400,7 @@ fn outputs(read: &Reader<'_, '_>) -> OutputsConfig {
             Some(path) => Sink::File(resolve(read.base, path)),
         },
         heatmaps: read.path("heatmaps"),
-        heatmaps_of: match read.text("heatmaps_of") {
-            Some("bad") => HeatmapsOf::Bad,
-            Some("all") => HeatmapsOf::All,
-            _ => HeatmapsOf::UnsureAndBad,
-        },
+        heatmaps_of: pictures_of(read.text("heatmaps_of")),
         heatmaps_keep: read.integer("heatmaps_keep"),
     }
 }

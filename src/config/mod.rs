@@ -29,7 +29,7 @@ pub use diff::{Change, Plan, diff};
 pub use in_force::{IN_FORCE_FILE, Record as InForceRecord};
 pub use keys::{KEYS, Key, Reload, Section};
 pub use meant::{
-    Config, ConfigHash, DaemonConfig, DropPolicy, HeatmapsOf, LineConfig, LineName, LogFormat, OnEos,
+    ArchiveConfig, Config, ConfigHash, DaemonConfig, DropPolicy, HeatmapsOf, LineConfig, LineName, LogFormat, OnEos,
     OutputsConfig, SLOTS_BESIDE_QUEUE, Settings, Sink, ThresholdOverride,
 };
 pub use raw::Value;

@@ -14,6 +14,7 @@ use super::heart::{Heart, TICK};
 use super::judge::{Done, Handover, Job, Judge};
 use super::shared::LineShared;
 use super::{Picture, Problem};
+use crate::archive::Archive;
 use crate::capture::Damage;
 use crate::imaging::Heatmap;
 use crate::model::Verdict;
@@ -90,7 +91,9 @@ pub struct Conductor<P> {
     /// Waits for the frame that is being judged.
     pub turnover: Option<Turnover>,
     pub verdicts: VerdictWriter,
-    pub heatmaps: HeatmapWriter<P>,
+    /// Between the verdicts and what they drive, if there is one.
+    pub archive: Option<Archive<P>>,
+    pub heatmaps: HeatmapWriter<Arc<P>>,
     /// Maps that were written come back here.
     pub spare: Receiver<Heatmap>,
     /// At hand, longest unused first: all are used early, so that none grows late.
@@ -266,7 +269,7 @@ impl<P: Picture> Conductor<P> {
         let event = LineEvent::FrameDamaged { sequence: id.sequence, damage: &damage };
         self.seats[line].shared.telemetry.emit(event);
         let (record, _) = self.verdict(id, Verdict::Unjudged, None, Instant::now());
-        self.submit(Record { reason: Some(Reason::Damaged), ..record });
+        self.submit(Record { reason: Some(Reason::Damaged), ..record }, false);
     }
 
     fn expire(&mut self, now: Instant) {
@@ -275,7 +278,7 @@ impl<P: Picture> Conductor<P> {
         for id in late.drain(..) {
             self.publish(id.line, None);
             let (record, _) = self.verdict(id, Verdict::Late, None, now);
-            self.submit(Record { reason: Some(Reason::Deadline), ..record });
+            self.submit(Record { reason: Some(Reason::Deadline), ..record }, false);
         }
         self.late = late;
     }
@@ -345,9 +348,16 @@ impl<P: Picture> Conductor<P> {
             record.reason = Some(Reason::JudgeFailed);
             record.telemetry.emit(LineEvent::JudgeFailed { sequence: record.sequence, error: &error });
         }
-        if record.rules.drive_anything() {
+        if record.rules.drive_anything() || self.archive.is_some() {
             record.frame_hash = Some(FrameHash::of(&picture.view()));
         }
+        let wants_image = self.archive.as_ref().is_some_and(|archive| archive.wants_image(&record));
+        if !wants_picture && !wants_image {
+            self.maps.extend(map);
+            return self.submit(record, false);
+        }
+        let picture = Arc::new(picture);
+        let image = wants_image && self.keep_image(&record, &picture, map.as_ref());
         if !wants_picture {
             self.maps.extend(map);
         } else if let Some(map) = map {
@@ -367,15 +377,32 @@ impl<P: Picture> Conductor<P> {
                 detail: &"every heatmap is still being written",
             });
         }
-        self.submit(record);
+        self.submit(record, image);
     }
 
-    fn submit(&self, record: Record) {
-        for outlet in &record.rules.outlets {
-            outlet.submit(&record);
-        }
-        if record.rules.verdicts.is_some() {
-            self.verdicts.submit(record);
+    /// Hands a picture to the archive. False if there was no room for it.
+    fn keep_image(&mut self, record: &Record, picture: &Arc<P>, map: Option<&Heatmap>) -> bool {
+        let Some(archive) = &self.archive else { return false };
+        // Where every map is in use, the picture is kept without.
+        let map = map.and_then(|map| {
+            let mut copy = self.maps.pop_front()?;
+            (copy.width, copy.height) = (map.width, map.height);
+            copy.data.clone_from(&map.data);
+            Some(copy)
+        });
+        let (kept, left) = archive.submit_image(record.clone(), Arc::clone(picture), map);
+        self.maps.extend(left);
+        kept
+    }
+
+    /// `image`: the archive gets its picture.
+    fn submit(&self, record: Record, image: bool) {
+        let left = match &self.archive {
+            Some(archive) => archive.submit(record, image).err(),
+            None => Some(record),
+        };
+        if let Some(record) = left {
+            self.verdicts.publish(record);
         }
     }
 

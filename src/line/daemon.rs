@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! camera thread (one each) ─▶ verdict thread ◀─▶ inference thread
-//!                                  ├─▶ verdict writer        http thread ─▶ board
+//!                                  ├─▶ (archive relay ─▶) verdict writer        http thread ─▶ board
 //!                                  └─▶ heatmap writer        main thread: signals, reload, watchdog
 //! ```
 
@@ -23,6 +23,7 @@ use super::reload::{self, Cameras, Errand, InForce, Outcome};
 use super::shared::{CameraTerms, LineShared, Lines, Published, State};
 use super::supply::{FileStamp, ModelFacts, NoJudge, Supplier};
 use super::{Picture, Problem, judge, ledger};
+use crate::archive::{self, Archive, ArchiveError};
 use crate::config::{Config, LineConfig, LineName};
 use crate::imaging::Heatmap;
 use crate::outputs::http::Server;
@@ -53,6 +54,8 @@ pub enum StartError {
     Judge(NoJudge),
     #[error("{0}")]
     Rules(String),
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
     #[error("line {line}: {source}")]
     Camera { line: LineName, source: Problem },
     #[error("the {name} thread cannot be started: {source}")]
@@ -82,6 +85,7 @@ pub struct Daemon<P> {
     threads: Vec<JoinHandle<()>>,
     server: Option<Server>,
     notifier: Notifier,
+    archive: Option<archive::Handle>,
     told: Vec<Told>,
     /// The reload that is under way, and whether another was asked for meanwhile.
     reload: Option<Underway>,
@@ -130,8 +134,16 @@ pub fn start<P: Picture>(
         .collect::<Result<Vec<_>, _>>()
         .map_err(StartError::Rules)?;
 
-    let (spare_sender, spare) = bounded(MAPS);
+    let maps = if config.archive.is_some() { MAPS + archive::MAPS } else { MAPS };
+    let (spare_sender, spare) = bounded(maps);
     let (verdicts, verdict_thread) = VerdictWriter::start().map_err(thread("verdict writer"))?;
+    let mut threads = Vec::new();
+    let mut archive = None;
+    if let Some(config) = &config.archive {
+        let (near, its) = Archive::start(config, verdicts.clone(), spare_sender.clone(), &telemetry)?;
+        threads = its;
+        archive = Some(near);
+    }
     let (heatmaps, heatmap_thread) = HeatmapWriter::start(spare_sender).map_err(thread("heatmap writer"))?;
 
     let mut seats = Vec::new();
@@ -180,6 +192,7 @@ pub fn start<P: Picture>(
 
     let (control, control_receiver) = bounded(8);
     let (end_sender, end) = bounded(1);
+    let archive_handle = archive.as_ref().map(Archive::handle);
     let conductor = Conductor {
         desk: Desk::new(config.lines.iter().map(Terms::of)),
         seats,
@@ -188,9 +201,10 @@ pub fn start<P: Picture>(
         control: control_receiver,
         turnover: None,
         verdicts,
+        archive,
         heatmaps,
         spare,
-        maps: (0..MAPS).map(|_| Heatmap { width: 0, height: 0, data: Vec::new() }).collect(),
+        maps: (0..maps).map(|_| Heatmap { width: 0, height: 0, data: Vec::new() }).collect(),
         heart,
         late: Vec::new(),
     };
@@ -209,6 +223,7 @@ pub fn start<P: Picture>(
         telemetry.emit(Event::Listening { address: server.address });
     }
     let told = vec![Told::default(); config.lines.len()];
+    threads.extend([conductor_thread, worker.thread, verdict_thread, heatmap_thread]);
     Ok(Daemon {
         in_force: InForce { config, models },
         config_path,
@@ -219,9 +234,10 @@ pub fn start<P: Picture>(
         stopping: Vec::new(),
         control,
         end,
-        threads: vec![conductor_thread, worker.thread, verdict_thread, heatmap_thread],
+        threads,
         server,
         notifier: Notifier::default(),
+        archive: archive_handle,
         told,
         reload: None,
         reload_again: false,
@@ -325,6 +341,9 @@ impl<P: Picture> Daemon<P> {
                     self.telemetry.emit(Event::ModelReplaced { line, from, to, thresholds });
                 }
             }
+            if let (Some(archive), Some(config)) = (&self.archive, &next.config.archive) {
+                archive.set(archive::Terms::of(config));
+            }
             self.in_force = next;
             self.supplier.in_force(&self.in_force);
         }
@@ -373,6 +392,9 @@ impl<P: Picture> Daemon<P> {
         };
         if let Some(address) = self.address() {
             status.push_str(&format!(", http://{address}/"));
+        }
+        if let Some(fault) = self.telemetry.archive_fault() {
+            status.push_str(&format!("; the archive takes nothing: {fault}"));
         }
         for (line, snapshot) in self.lines.snapshots(Instant::now()) {
             if let Some(why) = snapshot.sick {

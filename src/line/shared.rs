@@ -149,7 +149,8 @@ impl Board for Lines {
             })
             .collect();
         let ok = name == "running" && lines.iter().all(|line| line.ok);
-        Health { ok, state: name, version: env!("CARGO_PKG_VERSION"), config_hash, lines }
+        let archive_fault = self.telemetry.archive_fault();
+        Health { ok, state: name, version: env!("CARGO_PKG_VERSION"), config_hash, archive_fault, lines }
     }
 
     fn heatmap(&self, line: &str) -> Option<std::path::PathBuf> {

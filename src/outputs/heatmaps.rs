@@ -19,8 +19,15 @@ use crate::telemetry::{LineEvent, Output, OutputFault};
 const QUEUE: usize = 4;
 
 /// Pixels that can be borrowed once the picture's turn comes.
-pub trait Pixels: Send + 'static {
+pub trait Pixels: Send + Sync + 'static {
     fn view(&self) -> FrameView<'_>;
+}
+
+/// Pixels that several outputs want.
+impl<P: Pixels> Pixels for Arc<P> {
+    fn view(&self) -> FrameView<'_> {
+        self.as_ref().view()
+    }
 }
 
 /// One picture to make. `map` covers `roi`.

@@ -30,6 +30,8 @@ pub struct Health {
     pub state: &'static str,
     pub version: &'static str,
     pub config_hash: String,
+    /// Why the archive takes nothing, as a sentence. The lines make progress all the same.
+    pub archive_fault: Option<String>,
     pub lines: Vec<LineHealth>,
 }
 
@@ -174,10 +176,13 @@ fn render(health: &Health) -> String {
             ));
         }
     }
+    let archive = health.archive_fault.as_deref().map_or(String::new(), |fault| {
+        format!("<caption class=sick>The archive takes nothing: {}</caption>", escape(fault))
+    });
     let (state, version, config) = (health.state, health.version, &health.config_hash);
     format!(
         "<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=refresh content=2><title>inspectd: {state}</title>\
-         <style>{STYLE}</style><h1>inspectd: {state}</h1>\n<table><tr><th>line<th>state<th>captured<th>good<th>unsure<th>bad\
+         <style>{STYLE}</style><h1>inspectd: {state}</h1>\n<table>{archive}<tr><th>line<th>state<th>captured<th>good<th>unsure<th>bad\
          <th>late<th>unjudged<th>dropped<th>last score\n{rows}</table>\n{pictures}<p>Version {version}, configuration {config}. \
          <a href=/metrics>Metrics</a>, <a href=/healthz>health</a>.\n"
     )
@@ -221,7 +226,9 @@ mod tests {
                 last_score: Some(0.5),
                 has_heatmap: true,
             };
-            Health { ok: self.ok, state: "running", version: "0", config_hash: "c".into(), lines: vec![line] }
+            let archive_fault = (!self.ok).then(|| "the disk is <full>".into());
+            let (state, version, config_hash) = ("running", "0", "c".into());
+            Health { ok: self.ok, state, version, config_hash, archive_fault, lines: vec![line] }
         }
 
         fn heatmap(&self, line: &str) -> Option<PathBuf> {
@@ -266,6 +273,7 @@ mod tests {
         let server = server(false, PathBuf::new());
         assert!(ask(&server, "/healthz").starts_with("HTTP/1.1 503"));
         let page = ask(&server, "/");
+        assert!(page.contains("takes nothing: the disk is &lt;full&gt;"), "{page}");
         assert!(page.contains("no frame for &lt;5 s&gt;") && page.contains("the CPU judges: &lt;lost&gt;"));
     }
 

@@ -16,7 +16,7 @@ pub mod http;
 mod record;
 mod rules;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod verdicts;
 
 use std::io;

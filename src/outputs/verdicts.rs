@@ -27,6 +27,16 @@ impl VerdictWriter {
         Ok((VerdictWriter { queue }, thread))
     }
 
+    /// To the line's outlets and to its file. Never waits.
+    pub fn publish(&self, record: Record) {
+        for outlet in &record.rules.outlets {
+            outlet.submit(&record);
+        }
+        if record.rules.verdicts.is_some() {
+            self.submit(record);
+        }
+    }
+
     /// Never waits.
     pub fn submit(&self, record: Record) {
         let lost = match self.queue.try_send(record) {

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
@@ -63,6 +64,10 @@ pub enum Event<'a> {
     DeviceFailed { line: &'a str, device: &'a str, error: &'a dyn fmt::Display },
     DeviceStillDown { line: &'a str, device: &'a str, error: &'a dyn fmt::Display },
     NotPinned { line: &'a str, device: &'a str, error: &'a dyn fmt::Display },
+    ArchiveOpened { folder: &'a Path },
+    ArchiveSetAside { to: &'a Path, error: &'a dyn fmt::Display },
+    ArchiveFailed { error: &'a dyn fmt::Display },
+    ArchiveWell { down_for: Option<Duration> },
     Draining { why: &'a str, limit: Duration },
     DrainLimit { left: usize },
     Stopped { frames: u64 },
@@ -135,6 +140,24 @@ impl Event<'_> {
                      way of the driver's own buffer: {error}. If the limit on locked memory is in the way: \
                      LimitMEMLOCK=infinity in the unit, or `ulimit -l unlimited`."
                 );
+            }
+            Event::ArchiveOpened { folder } => {
+                info!(folder = %folder.display(), "The archive is open.");
+            }
+            Event::ArchiveSetAside { to, error } => error!(
+                "The archive was damaged ({error}) and lies now in {} with its pictures beside it; a new one is begun. \
+                 `sqlite3 FILE .recover` reads what can be read.",
+                to.display()
+            ),
+            Event::ArchiveFailed { error } => {
+                metrics.archive_up.with_label_values(&["archive"]).set(0);
+                error!("The archive takes nothing, and inspection goes on without it: {error}.");
+            }
+            Event::ArchiveWell { down_for } => {
+                metrics.archive_up.with_label_values(&["archive"]).set(1);
+                if let Some(down_for) = down_for {
+                    info!("The archive is written again, after {} s.", down_for.as_secs());
+                }
             }
             Event::Draining { why, limit } => {
                 info!("Stopping ({why}): frames in flight have {limit:?} to be judged.");

@@ -75,6 +75,10 @@ pub struct LineMetrics {
 pub enum Output {
     Verdicts,
     Heatmaps,
+    /// A row of the archive.
+    Archive,
+    /// A picture for the archive.
+    Images,
 }
 
 /// Why an output did not happen.
@@ -86,29 +90,35 @@ pub enum OutputFault {
     Write,
     /// No buffer was left to keep the heatmap in.
     Busy,
+    /// It happened, but later than others waited for it.
+    Slow,
 }
 
 impl Output {
     /// In the order of their numbers.
-    pub const ALL: [Output; 2] = [Output::Verdicts, Output::Heatmaps];
+    pub const ALL: [Output; 4] = [Output::Verdicts, Output::Heatmaps, Output::Archive, Output::Images];
 
     pub fn label(self) -> &'static str {
         match self {
             Output::Verdicts => "verdicts",
             Output::Heatmaps => "heatmaps",
+            Output::Archive => "archive",
+            Output::Images => "images",
         }
     }
 }
 
 impl OutputFault {
     /// In the order of their numbers.
-    pub const ALL: [OutputFault; 3] = [OutputFault::Full, OutputFault::Write, OutputFault::Busy];
+    pub const ALL: [OutputFault; 4] =
+        [OutputFault::Full, OutputFault::Write, OutputFault::Busy, OutputFault::Slow];
 
     pub fn label(self) -> &'static str {
         match self {
             OutputFault::Full => "full",
             OutputFault::Write => "write",
             OutputFault::Busy => "busy",
+            OutputFault::Slow => "slow",
         }
     }
 }

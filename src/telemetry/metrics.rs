@@ -116,7 +116,11 @@ metrics! {
     line_healthy: IntGaugeVec = "line_healthy", Kind::Gauge, ["line"],
         "1 while the line makes progress, as /healthz says.";
     outputs_failed: IntCounterVec = "outputs_failed_total", Kind::Counter, ["line", "stage", "reason"],
-        "Verdicts or heatmaps that could not be written: full (queue), write (disk), busy (no buffer).";
+        "Verdicts or pictures that could not be written: full (queue), write (disk), busy (no buffer), slow (a verdict went out before it was in the archive).";
+    archive_up: IntGaugeVec = "archive_up", Kind::Gauge, ["stage"],
+        "1 while the archive (stage archive) can be written, 0 while it takes nothing.";
+    archive_bytes: IntGaugeVec = "archive_bytes", Kind::Gauge, ["stage"],
+        "Bytes that the archive holds: database, images.";
     ledger_unbalanced: IntCounterVec = "ledger_unbalanced_total", Kind::Counter, ["line"],
         "Checks of the ledger of frames that found a frame lost or counted twice.";
     config_reloads: IntCounterVec = "config_reloads_total", Kind::Counter, ["result"],
@@ -216,6 +220,8 @@ mod tests {
         metrics.model_info.with_label_values(&["cam1", "00"]).set(1);
         metrics.device_up.with_label_values(&["cam1", "cuda:0"]).set(1);
         metrics.device_failures.with_label_values(&["cam1", "cuda:0"]).inc();
+        metrics.archive_up.with_label_values(&["archive"]).set(1);
+        metrics.archive_bytes.with_label_values(&["images"]).set(0);
         metrics.build_info.with_label_values(&["0.1"]).set(1);
         let text = metrics.encode();
         let lines = |start: &str| -> BTreeSet<String> {

@@ -30,6 +30,9 @@ pub struct Telemetry {
     metrics: Arc<Metrics>,
     /// Brings the mirrored metrics up to date; held while a scrape is written out.
     collect: Arc<Mutex<Option<Collect>>>,
+    /// What is wrong with the archive, as a sentence, and how often that was told.
+    archive_fault: Arc<Mutex<Option<String>>>,
+    archive_limit: Arc<limit::Limit>,
     /// Line → what is wrong with its GPU, as a sentence.
     device_faults: Arc<Mutex<BTreeMap<String, String>>>,
 }
@@ -41,7 +44,13 @@ impl Telemetry {
         for reload in Reload::ALL {
             metrics.config_reloads.with_label_values(&[reload.label()]);
         }
-        Telemetry { metrics: Arc::new(metrics), collect: Arc::default(), device_faults: Arc::default() }
+        Telemetry {
+            metrics: Arc::new(metrics),
+            collect: Arc::default(),
+            archive_fault: Arc::default(),
+            archive_limit: Arc::default(),
+            device_faults: Arc::default(),
+        }
     }
 
     pub fn metrics(&self) -> &Metrics {
@@ -55,6 +64,13 @@ impl Telemetry {
                 self.device_faults().insert(line.to_owned(), fault);
             }
             Event::DeviceUp { line, .. } => drop(self.device_faults().remove(line)),
+            Event::ArchiveFailed { error } => {
+                *self.archive() = Some(error.to_string());
+                if self.archive_limit.pass().is_none() {
+                    return;
+                }
+            }
+            Event::ArchiveWell { .. } => *self.archive() = None,
             _ => {}
         }
         event.emit(&self.metrics);
@@ -62,6 +78,15 @@ impl Telemetry {
 
     fn device_faults(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
         self.device_faults.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn archive(&self) -> MutexGuard<'_, Option<String>> {
+        self.archive_fault.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Why the archive takes nothing, as a sentence.
+    pub fn archive_fault(&self) -> Option<String> {
+        self.archive().clone()
     }
 
     /// Why the CPU judges a line that is to be judged by a GPU, as a sentence.
