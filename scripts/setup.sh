@@ -5,7 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib.sh
 . scripts/lib.sh
 
-STEPS=(system rust nvrtc weights data)
+STEPS=(system rust nvrtc weights data peers)
 
 usage() {
     cat <<'TEXT'
@@ -17,6 +17,7 @@ Steps, in order:
   nvrtc    NVIDIA's runtime compiler 12.9 into third_party/nvrtc; build.rs compiles the GPU kernels with it
   weights  EfficientNet-Lite0 with ImageNet weights into weights/ (Apache-2.0)
   data     demo pictures of solar cells into data/elpv_mono (CC BY-NC-SA 4.0)
+  peers    what the tests talk to: mosquitto (Debian packages), pymodbus (BSD) into third_party/pymodbus
 
   --no-apt      installs no system package; says what is missing instead
   --only STEP   only this step
@@ -65,20 +66,11 @@ PACKAGES=(
 installed() { [[ $(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null) == installed ]]; }
 has_pip() { python3 -m pip --version >/dev/null 2>&1; }
 
-step_system() {
-    say "System packages"
-    if ! command -v dpkg-query >/dev/null; then
-        if command -v cc >/dev/null && pkg-config --exists 'gstreamer-app-1.0 >= 1.22' && has_pip; then
-            note "not Debian, but a C compiler, GStreamer 1.22 and pip are here"
-            return
-        fi
-        die 69 "this is no Debian or Ubuntu, and something of this is missing: cc, GStreamer >= 1.22 with headers, pip" \
-            "install what your distribution calls these, then run scripts/setup.sh again:" \
-            "${PACKAGES[*]} python3-pip"
-    fi
-    local missing=() p
-    for p in "${PACKAGES[@]}"; do installed "$p" || missing+=("$p"); done
-    has_pip || missing+=(python3 python3-pip)
+# apt_install STEP PACKAGE...: those that are missing.
+apt_install() {
+    local step=$1 missing=() p
+    shift
+    for p in "$@"; do installed "$p" || missing+=("$p"); done
     if ((${#missing[@]} == 0)); then
         note "all there"
         return
@@ -94,12 +86,28 @@ step_system() {
         [[ -t 0 ]] || as_root=(sudo -n)
     fi
     local run=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -y -q -o DPkg::Lock::Timeout=300)
-    retry 3 "${run[@]}" update >/dev/null || die 69 "apt-get update failed" "look at its messages above, then run scripts/setup.sh again"
+    retry 3 "${run[@]}" update >/dev/null || die 69 "apt-get update failed" "look at its messages above, then type: scripts/setup.sh --only $step"
     # Container images delete downloaded packages after every apt run; a second run at the same
     # time then fails half way. Trying again is enough.
     retry 3 "${run[@]}" install --no-install-recommends "${missing[@]}" >/dev/null ||
         die 69 "apt-get could not install the packages" "type: $command"
     note "installed"
+}
+
+step_system() {
+    say "System packages"
+    if ! command -v dpkg-query >/dev/null; then
+        if command -v cc >/dev/null && pkg-config --exists 'gstreamer-app-1.0 >= 1.22' && has_pip; then
+            note "not Debian, but a C compiler, GStreamer 1.22 and pip are here"
+            return
+        fi
+        die 69 "this is no Debian or Ubuntu, and something of this is missing: cc, GStreamer >= 1.22 with headers, pip" \
+            "install what your distribution calls these, then run scripts/setup.sh again:" \
+            "${PACKAGES[*]} python3-pip"
+    fi
+    local pip=()
+    has_pip || pip=(python3 python3-pip)
+    apt_install system "${PACKAGES[@]}" "${pip[@]}"
 }
 
 # ---------------------------------------------------------------- rust
@@ -166,6 +174,30 @@ step_data() {
     say "Demo pictures: solar cells, good and defective (90 MB)"
     note "ELPV data set, ZAE Bayern; licence CC BY-NC-SA 4.0: for trying things out, not for commercial use"
     fetch elpv data/elpv_mono
+}
+
+step_peers() {
+    say "Peers of the tests: mosquitto, pymodbus (BSD-3-Clause; 0.2 MB)"
+    if command -v mosquitto >/dev/null && command -v mosquitto_sub >/dev/null; then
+        note "mosquitto is here"
+    elif command -v dpkg-query >/dev/null; then
+        apt_install peers mosquitto mosquitto-clients
+    else
+        die 69 "mosquitto or mosquitto_sub is missing" "install what your distribution calls them, then type: scripts/setup.sh --only peers"
+    fi
+    local pins=scripts/requirements/peers.txt dest=third_party/pymodbus stamp
+    stamp=$dest/.from-peers-$(sha256sum <"$pins" | cut -c1-16)
+    if [[ -f $stamp ]]; then
+        note "already in $dest"
+        return
+    fi
+    has_pip || die 69 "python3 has no pip" "type: scripts/setup.sh --only system    (or: apt-get install python3-pip)"
+    rm -rf "$dest"
+    retry 3 python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore --no-deps --no-compile \
+        --only-binary=:all: --require-hashes --target "$dest" -r "$pins" ||
+        die 69 "pip could not install what $pins pins" \
+            "check the network and pip's settings (index, proxy), then type: scripts/setup.sh --only peers"
+    touch "$stamp"
 }
 
 for step in "${STEPS[@]}"; do

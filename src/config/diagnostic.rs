@@ -76,7 +76,7 @@ impl<'t> Diagnostics<'t> {
             key: key.to_owned(),
             message,
             help,
-            source: source.to_owned(),
+            source: mask(source),
             width: self.text[start..end].chars().count(),
         };
         self.found.push((start, diagnostic));
@@ -87,6 +87,21 @@ impl<'t> Diagnostics<'t> {
         self.found.sort_by_key(|(at, _)| *at);
         self.found.into_iter().map(|(_, diagnostic)| diagnostic).collect()
     }
+}
+
+/// A line of the file with user and password of URLs starred out. It stays as long as it was, so that
+/// carets stand under what they mean.
+fn mask(line: &str) -> String {
+    let mut parts = line.split("://");
+    let mut shown = parts.next().unwrap_or("").to_owned();
+    for part in parts {
+        let authority = part.find(['/', ' ', '"', '\'', '!']).unwrap_or(part.len());
+        let secret = part[..authority].rfind('@').unwrap_or(0);
+        shown.push_str("://");
+        shown.extend(part[..secret].chars().map(|_| '*'));
+        shown.push_str(&part[secret..]);
+    }
+    shown
 }
 
 /// The nearest character boundary at or before `at`.
@@ -128,6 +143,17 @@ mod tests {
             found[0].to_string(),
             "c.toml:2:2: no such key\n    2 | \tümlaut = \"x\"\n      | \t^^^^^^\n  try: umlaut\n"
         );
+    }
+
+    #[test]
+    fn a_password_in_the_file_is_not_shown_with_the_mistake_beside_it() {
+        let text = "source = \"rtspsrc location=rtsp://me:gehe1m@host/x\" # ftp://a:b@c\n";
+        let mut diagnostics = Diagnostics::new(Path::new("c"), text);
+        diagnostics.add(0..6, "", "no such key".into(), None);
+        let found = diagnostics.into_sorted();
+        let shown =
+            "    1 | source = \"rtspsrc location=rtsp://*********@host/x\" # ftp://***@c\n      | ^^^^^^\n";
+        assert!(found[0].to_string().contains(shown), "{}", found[0]);
     }
 
     #[test]

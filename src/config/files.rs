@@ -28,7 +28,9 @@ pub struct FileClaim {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wants {
-    ReadableFile,
+    Model,
+    /// A file with a password, a token or certificates.
+    Secret,
     WritableFolder,
     WritableFile,
 }
@@ -45,10 +47,13 @@ pub fn claims(raw: &RawConfig, base: &Path) -> Vec<FileClaim> {
     };
     claim(raw.top.section(Section::Daemon), "state_dir", Wants::WritableFolder);
     claim(raw.top.section(Section::Archive), "folder", Wants::WritableFolder);
+    claim(raw.top.section(Section::Mqtt), "password_file", Wants::Secret);
+    claim(raw.top.section(Section::Mqtt), "ca_file", Wants::Secret);
     for line in &raw.lines {
-        claim(line.section(Section::Line), "model", Wants::ReadableFile);
+        claim(line.section(Section::Line), "model", Wants::Model);
         claim(line.section(Section::Outputs), "verdicts", Wants::WritableFile);
         claim(line.section(Section::Outputs), "heatmaps", Wants::WritableFolder);
+        claim(line.section(Section::Webhook), "token_file", Wants::Secret);
     }
     claims
 }
@@ -58,7 +63,7 @@ impl FileClaim {
     fn problem(&self) -> Option<(String, String)> {
         let path = self.path.display();
         match self.wants {
-            Wants::ReadableFile => match std::fs::File::open(&self.path).and_then(|file| file.metadata()) {
+            Wants::Model => match std::fs::File::open(&self.path).and_then(|file| file.metadata()) {
                 Ok(meta) if meta.is_dir() => {
                     Some((format!("the model {path} is a folder"), "the .safetensors file in it".to_owned()))
                 }
@@ -66,6 +71,14 @@ impl FileClaim {
                 Err(error) => Some((
                     format!("the model {path} cannot be read: {error}"),
                     format!("inspectd teach --images DIR --out {path}"),
+                )),
+            },
+            Wants::Secret => match std::fs::File::open(&self.path).and_then(|file| file.metadata()) {
+                Ok(meta) if meta.is_file() => None,
+                Ok(_) => Some((format!("{path} is not a file"), "the path of a file".to_owned())),
+                Err(error) => Some((
+                    format!("{path} cannot be read: {error}"),
+                    format!("sudo install -m 600 -o inspectd FILE {path}"),
                 )),
             },
             Wants::WritableFolder => folder_problem(&self.path)

@@ -9,16 +9,20 @@ use std::fmt;
 pub enum Section {
     Daemon,
     Archive,
+    Mqtt,
     Line,
     Thresholds,
     Outputs,
+    Modbus,
+    Webhook,
 }
 
 impl Section {
     /// Tables of their own, in the order of the example.
-    pub const TOP: &[Section] = &[Section::Daemon, Section::Archive];
+    pub const TOP: &[Section] = &[Section::Daemon, Section::Archive, Section::Mqtt];
     /// Tables inside each `[[line]]`.
-    pub const IN_LINE: &[Section] = &[Section::Thresholds, Section::Outputs];
+    pub const IN_LINE: &[Section] =
+        &[Section::Thresholds, Section::Outputs, Section::Modbus, Section::Webhook];
 
     /// Every table, in the order of the example.
     pub fn all() -> impl Iterator<Item = Section> {
@@ -30,9 +34,12 @@ impl Section {
         match self {
             Section::Daemon => "daemon",
             Section::Archive => "archive",
+            Section::Mqtt => "mqtt",
             Section::Line => "line",
             Section::Thresholds => "thresholds",
             Section::Outputs => "outputs",
+            Section::Modbus => "modbus",
+            Section::Webhook => "webhook",
         }
     }
 
@@ -52,12 +59,19 @@ impl Section {
             Section::Archive => {
                 "A record of every verdict, with pictures of the parts that matter. See docs/archive.md."
             }
+            Section::Mqtt => {
+                "The verdicts and the state of every line to an MQTT broker. See docs/outputs.md."
+            }
             Section::Line => {
                 "One production line: a camera, a model and what its verdicts drive. Repeat this table, and \
                  those that follow, for each."
             }
             Section::Thresholds => "Overrides of the thresholds that the model was given when it was taught.",
             Section::Outputs => "What becomes of verdicts.",
+            Section::Modbus => {
+                "Verdicts to a PLC by Modbus/TCP. The map of coils and registers is in docs/outputs.md."
+            }
+            Section::Webhook => "Verdicts to a web server, one POST of JSON each. See docs/outputs.md.",
         }
     }
 
@@ -83,6 +97,8 @@ pub enum Kind {
     Sink,
     /// `IP:PORT`, or `off`.
     Address,
+    /// One of these schemes, a host, and no user or password: those would end up in logs.
+    Url(&'static [&'static str]),
     /// `cpu`, or `cuda:N`.
     Device,
     Integer {
@@ -104,6 +120,13 @@ impl fmt::Display for Kind {
             Kind::Path => f.write_str("a path"),
             Kind::Sink => f.write_str("a path, \"-\" or \"off\""),
             Kind::Address => f.write_str("\"IP:PORT\" or \"off\""),
+            Kind::Url(schemes) => {
+                f.write_str("a URL that begins with ")?;
+                for (i, scheme) in schemes.iter().enumerate() {
+                    write!(f, "{}{scheme}://", if i == 0 { "" } else { " or " })?;
+                }
+                Ok(())
+            }
             Kind::Device => f.write_str("\"cpu\" or \"cuda:N\""),
             Kind::Integer { min, max } => write!(f, "a whole number from {min} to {max}"),
             Kind::Float => f.write_str("a number"),
@@ -205,7 +228,7 @@ impl Key {
 }
 
 use self::Default::{Absent, Required, Value};
-use self::Section::{Archive, Daemon, Line, Outputs, Thresholds};
+use self::Section::{Archive, Daemon, Line, Modbus, Mqtt, Outputs, Thresholds, Webhook};
 
 pub static KEYS: &[Key] = &[
     key(Daemon, "http", Kind::Address, Value("\"127.0.0.1:9464\""), Reload::Daemon).text(
@@ -272,6 +295,25 @@ pub static KEYS: &[Key] = &[
     key(Archive, "power_safe", Kind::Bool, Value("false"), Reload::Daemon).text(
         "Wait for the disk at each verdict. Without it, verdicts outlive the end of inspectd, however it comes, \
          but a power cut may take the last ones.",
+    ),
+    key(Mqtt, "broker", Kind::Url(&["mqtt", "mqtts"]), Absent, Reload::Hot)
+        .example("\"mqtt://broker.example:1883\"")
+        .text("The broker: mqtt://HOST:PORT, or mqtts:// for TLS. If absent, nothing is sent."),
+    key(Mqtt, "client_id", Kind::Text, Value("\"inspectd\""), Reload::Hot)
+        .text("The name that the broker knows this daemon by. Each daemon at a broker needs its own."),
+    key(Mqtt, "prefix", Kind::Text, Value("\"inspectd\""), Reload::Hot).text(
+        "Topics are PREFIX/LINE/verdict, PREFIX/LINE/state and PREFIX/status. Each daemon at a broker needs \
+         its own prefix.",
+    ),
+    key(Mqtt, "username", Kind::Text, Absent, Reload::Hot)
+        .example("\"inspectd\"")
+        .text("The name to log in to the broker with. If absent, no login."),
+    key(Mqtt, "password_file", Kind::Path, Absent, Reload::Hot)
+        .example("\"/etc/inspectd/mqtt_password\"")
+        .text("File whose first line is the password. Read at start and at each reload."),
+    key(Mqtt, "ca_file", Kind::Path, Absent, Reload::Hot).example("\"/etc/inspectd/broker_ca.pem\"").text(
+        "For mqtts://: PEM file of the authorities that may vouch for the broker. If absent, the system's, \
+         /etc/ssl/certs/ca-certificates.crt.",
     ),
     key(Line, "name", Kind::Name, Required, Reload::Daemon)
         .example("\"cam1\"")
@@ -341,6 +383,46 @@ pub static KEYS: &[Key] = &[
     key(Outputs, "heatmaps_keep", Kind::Integer { min: 1, max: 1_000_000 }, Value("1000"), Reload::Hot)
         .unit("pictures")
         .text("Pictures kept per line; the oldest go first."),
+    key(Modbus, "address", Kind::Address, Absent, Reload::Hot)
+        .example("\"192.168.0.10:502\"")
+        .text("The PLC, or the remote I/O. If absent or \"off\", nothing is written."),
+    key(Modbus, "unit", Kind::Integer { min: 0, max: 255 }, Value("1"), Reload::Hot)
+        .text("Modbus unit identifier; matters behind gateways."),
+    key(Modbus, "coils", Kind::Integer { min: 0, max: 65_533 }, Value("0"), Reload::Hot)
+        .text("First of three coils: OK, NG, READY. Counted from 0."),
+    key(Modbus, "registers", Kind::Integer { min: 0, max: 65_526 }, Value("0"), Reload::Hot).text(
+        "First of ten holding registers: sequence, verdict, score, part, heartbeat, acknowledgement. \
+         Counted from 0.",
+    ),
+    key(Modbus, "timeout_ms", Kind::Integer { min: 10, max: 60_000 }, Value("200"), Reload::Hot)
+        .unit("ms")
+        .text("How long the PLC may take to answer; then the connection is made anew."),
+    key(Modbus, "heartbeat_ms", Kind::Integer { min: 20, max: 60_000 }, Value("500"), Reload::Hot)
+        .unit("ms")
+        .text("How often the heartbeat register moves on. The PLC must stop trusting OK when it stands still."),
+    key(Modbus, "handshake", Kind::Bool, Value("false"), Reload::Hot).text(
+        "Write the next result only when the PLC has written the sequence of the last one into the \
+         acknowledgement registers. Of results that come meanwhile the newest is written next.",
+    ),
+    key(Modbus, "ack_timeout_ms", Kind::Integer { min: 10, max: 600_000 }, Value("1000"), Reload::Hot)
+        .unit("ms")
+        .text("With handshake: how long an acknowledgement is waited for; then the result counts as lost."),
+    key(Webhook, "url", Kind::Url(&["http", "https"]), Absent, Reload::Hot)
+        .example("\"https://mes.example/inspection\"")
+        .text("Where verdicts are POSTed. If absent, nothing is sent. Redirects are not followed."),
+    key(Webhook, "of", Kind::Choice(&["bad", "unsure", "all"]), Value("\"unsure\""), Reload::Hot).text(
+        "Which verdicts are sent: \"bad\" ones with those that are late or unjudged, those and \"unsure\" \
+         ones, or all.",
+    ),
+    key(Webhook, "timeout_ms", Kind::Integer { min: 10, max: 60_000 }, Value("2000"), Reload::Hot)
+        .unit("ms")
+        .text("How long the server may take to answer. Three tries, then the verdict counts as lost."),
+    key(Webhook, "token_file", Kind::Path, Absent, Reload::Hot)
+        .example("\"/etc/inspectd/webhook_token\"")
+        .text(
+            "File whose first line is sent as `Authorization: Bearer`. Read at start and at each reload. \
+             If absent, none is sent.",
+        ),
 ];
 
 #[cfg(test)]

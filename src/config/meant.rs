@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::diagnostic::Diagnostics;
 use super::keys::{Key, Section};
+use super::outlets::{self, ModbusConfig, MqttConfig, WebhookConfig};
 use super::raw::{RawConfig, RawGroup, RawSection, Value};
 use crate::engine::DeviceName;
 use crate::imaging::Roi;
@@ -155,6 +156,8 @@ pub struct LineConfig {
     pub stall_timeout: Option<Duration>,
     pub thresholds: ThresholdOverride,
     pub outputs: OutputsConfig,
+    pub modbus: Option<ModbusConfig>,
+    pub webhook: Option<WebhookConfig>,
     pub settings: Settings,
 }
 
@@ -162,6 +165,7 @@ pub struct LineConfig {
 pub struct Config {
     pub daemon: DaemonConfig,
     pub archive: Option<ArchiveConfig>,
+    pub mqtt: Option<MqttConfig>,
     /// At least one.
     pub lines: Vec<LineConfig>,
     /// Of all tables but the lines', which have their own.
@@ -183,28 +187,28 @@ impl Config {
 }
 
 /// Reads the values by name. A value is absent where the file has a mistake that is already told.
-struct Reader<'a, 't> {
-    section: &'a RawSection,
-    base: &'a Path,
-    out: &'a mut Diagnostics<'t>,
+pub(super) struct Reader<'a, 't> {
+    pub section: &'a RawSection,
+    pub base: &'a Path,
+    pub out: &'a mut Diagnostics<'t>,
 }
 
 impl Reader<'_, '_> {
-    fn text(&self, name: &str) -> Option<&str> {
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
         match self.section.get(name).0 {
             Some(Value::Text(text)) => Some(text),
             _ => None,
         }
     }
 
-    fn integer(&self, name: &str) -> usize {
+    pub(super) fn integer(&self, name: &str) -> usize {
         match self.section.get(name).0 {
             Some(Value::Integer(n)) => usize::try_from(*n).unwrap_or(usize::MAX),
             _ => 0,
         }
     }
 
-    fn millis(&self, name: &str) -> Duration {
+    pub(super) fn millis(&self, name: &str) -> Duration {
         Duration::from_millis(self.integer(name) as u64)
     }
 
@@ -220,11 +224,11 @@ impl Reader<'_, '_> {
         }
     }
 
-    fn path(&self, name: &str) -> Option<PathBuf> {
+    pub(super) fn path(&self, name: &str) -> Option<PathBuf> {
         self.text(name).map(|text| resolve(self.base, text))
     }
 
-    fn refuse(&mut self, name: &str, message: String, help: &str) {
+    pub(super) fn refuse(&mut self, name: &str, message: String, help: &str) {
         let span = self.section.get(name).1;
         self.out.add(span, &self.section.path_of(name), message, Some(help.to_owned()));
     }
@@ -252,6 +256,7 @@ pub fn mean(raw: RawConfig, base: &Path, text: &str, out: &mut Diagnostics<'_>) 
     }
     let daemon = daemon(raw.top.section(Section::Daemon), base, out);
     let archive = archive(&Reader { section: raw.top.section(Section::Archive), base, out });
+    let mqtt = outlets::mqtt(&mut Reader { section: raw.top.section(Section::Mqtt), base, out });
     let mut lines: Vec<LineConfig> = Vec::new();
     let mut claimed: Vec<(PathBuf, String)> = Vec::new();
     for raw_line in raw.lines {
@@ -284,7 +289,7 @@ pub fn mean(raw: RawConfig, base: &Path, text: &str, out: &mut Diagnostics<'_>) 
         }
         lines.push(LineConfig { settings: raw_line.into_settings(), ..line });
     }
-    Config { daemon, archive, lines, settings: raw.top.into_settings() }
+    Config { daemon, archive, mqtt, lines, settings: raw.top.into_settings() }
 }
 
 fn daemon(section: &RawSection, base: &Path, out: &mut Diagnostics<'_>) -> DaemonConfig {
@@ -329,6 +334,8 @@ fn pictures_of(text: Option<&str>) -> HeatmapsOf {
 fn line(raw: &RawGroup, base: &Path, out: &mut Diagnostics<'_>) -> LineConfig {
     let thresholds = thresholds(&mut Reader { section: raw.section(Section::Thresholds), base, out });
     let outputs = outputs(&Reader { section: raw.section(Section::Outputs), base, out });
+    let modbus = outlets::modbus(&Reader { section: raw.section(Section::Modbus), base, out });
+    let webhook = outlets::webhook(&Reader { section: raw.section(Section::Webhook), base, out });
     let mut read = Reader { section: raw.section(Section::Line), base, out };
     let (slots, queue) = (read.integer("slots"), read.integer("queue"));
     if slots > 0 && queue + SLOTS_BESIDE_QUEUE > slots {
@@ -374,6 +381,8 @@ fn line(raw: &RawGroup, base: &Path, out: &mut Diagnostics<'_>) -> LineConfig {
         stall_timeout: read.millis_or_never("stall_timeout_ms"),
         thresholds,
         outputs,
+        modbus,
+        webhook,
         settings: Vec::new(),
     }
 }

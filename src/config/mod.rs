@@ -15,6 +15,7 @@ mod files;
 mod in_force;
 mod keys;
 mod meant;
+mod outlets;
 mod raw;
 mod reference;
 #[cfg(test)]
@@ -29,9 +30,10 @@ pub use diff::{Change, Plan, diff};
 pub use in_force::{IN_FORCE_FILE, Record as InForceRecord};
 pub use keys::{KEYS, Key, Reload, Section};
 pub use meant::{
-    ArchiveConfig, Config, ConfigHash, DaemonConfig, DropPolicy, HeatmapsOf, LineConfig, LineName, LogFormat, OnEos,
-    OutputsConfig, SLOTS_BESIDE_QUEUE, Settings, Sink, ThresholdOverride,
+    ArchiveConfig, Config, ConfigHash, DaemonConfig, DropPolicy, HeatmapsOf, LineConfig, LineName, LogFormat,
+    OnEos, OutputsConfig, SLOTS_BESIDE_QUEUE, Settings, Sink, ThresholdOverride,
 };
+pub use outlets::{ModbusConfig, MqttConfig, OfVerdicts, Url, WebhookConfig};
 pub use raw::Value;
 use raw::{RawGroup, RawSection};
 pub use reference::example;

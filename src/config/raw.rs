@@ -301,6 +301,11 @@ fn typed(
             }
             Some(Value::Text(text.to_string()))
         }
+        (Kind::Url(schemes), DeValue::String(text)) => match super::outlets::url(text, schemes) {
+            Ok(_) => Some(Value::Text(text.to_string())),
+            // The text itself is not repeated: it may hold a password.
+            Err(why) => refuse(format!("`{name}` {why}"), example()),
+        },
         (Kind::Device, DeValue::String(text)) => match text.parse::<crate::engine::DeviceName>() {
             Ok(_) => Some(Value::Text(text.to_string())),
             Err(why) => refuse(why, example()),

@@ -234,7 +234,35 @@ fn missing_files_are_told_with_the_command_that_makes_them() {
     assert!(!folder.path().join("a").exists(), "looking makes nothing");
 }
 
-/// The text with `key` of the first line (or of the daemon) set to something else than now.
+/// Everything that is off unless it is named, named.
+const ALL_ON: &str = "\
+[daemon]
+
+[archive]
+folder = \"archive\"
+
+[mqtt]
+broker = \"mqtt://plant\"
+username = \"line4\"
+
+[[line]]
+name = \"left\"
+model = \"part.safetensors\"
+source = \"videotestsrc\"
+
+[line.modbus]
+address = \"10.0.0.7:502\"
+
+[line.webhook]
+url = \"http://mes/inspection\"
+
+[[line]]
+name = \"right\"
+model = \"part.safetensors\"
+source = \"videotestsrc\"
+";
+
+/// [`ALL_ON`] with `key` of the first line (or of a table beside the lines) set to something else than now.
 fn changed(key: &'static Key) -> String {
     let other = match (key.kind, key.default) {
         (keys::Kind::Integer { .. }, Default::Value(v)) => format!("{}", v.parse::<u64>().unwrap() + 1),
@@ -244,32 +272,29 @@ fn changed(key: &'static Key) -> String {
         (keys::Kind::Bool, _) => "true".to_owned(),
         (keys::Kind::Device, _) => "\"cuda:1\"".to_owned(),
         (keys::Kind::Address | keys::Kind::Sink, _) => "\"off\"".to_owned(),
+        (keys::Kind::Text, Default::Value(_)) => "\"other\"".to_owned(),
         _ => key.example.to_owned(),
     };
-    let set = format!("{} = {other}\n", key.name);
-    let base = GOOD.replace("threads = 2\n", "");
-    let base = match key.default {
-        Default::Required => {
-            let now = base.lines().find(|l| l.starts_with(&format!("{} =", key.name))).unwrap().to_owned();
-            base.replacen(&format!("{now}\n"), "", 1)
-        }
-        _ => base,
-    };
-    match key.section {
-        Section::Daemon => base.replace("[daemon]\n", &format!("[daemon]\n{set}")),
-        top if Section::TOP.contains(&top) => format!("{}\n{set}\n{base}", top.header()),
-        Section::Line => base.replacen("[[line]]\n", &format!("[[line]]\n{set}"), 1),
-        _ => base.replacen(
+    let header = format!("{}\n", key.section.header());
+    let Some(table) = ALL_ON.find(&header).map(|at| at + header.len()) else {
+        let set = format!("{header}{} = {other}\n", key.name);
+        return ALL_ON.replacen(
             "\n[[line]]\nname = \"right\"",
-            &format!("{}\n{set}\n[[line]]\nname = \"right\"", key.section.header()),
+            &format!("\n{set}\n[[line]]\nname = \"right\""),
             1,
-        ),
-    }
+        );
+    };
+    let (before, after) = ALL_ON.split_at(table);
+    let now = format!("{} = ", key.name);
+    let end = after.find("\n[").unwrap_or(after.len());
+    let kept: String =
+        after[..end].lines().filter(|line| !line.starts_with(&now)).map(|l| format!("{l}\n")).collect();
+    format!("{before}{now}{other}\n{kept}{}", &after[end..])
 }
 
 #[test]
 fn each_key_of_the_table_reaches_the_plan_in_its_class_and_changes_the_hash() {
-    let old = good(&GOOD.replace("threads = 2\n", ""));
+    let old = good(ALL_ON);
     for key in KEYS {
         let new = good(&changed(key));
         assert_ne!(old.hash(), new.hash(), "{}", key.name);
@@ -293,20 +318,53 @@ fn each_key_of_the_table_changes_what_is_meant() {
         config.lines.iter_mut().for_each(|line| line.settings.clear());
         config
     };
-    let base = GOOD.replace("threads = 2\n", "");
-    // The archive is off unless it has a folder.
-    let header = Section::Archive.header();
-    let on = format!("{header}\nfolder = \"archive\"\n");
+    let old = strip(good(ALL_ON));
     for key in KEYS {
-        let text = changed(key);
-        let (old, new) = match key.section {
-            Section::Archive if key.name != "folder" => {
-                (format!("{on}{base}"), text.replacen(&format!("{header}\n"), &on, 1))
-            }
-            _ => (base.clone(), text),
-        };
-        assert_ne!(strip(good(&old)), strip(good(&new)), "{} is read by nobody", key.name);
+        assert_ne!(old, strip(good(&changed(key))), "{} is read by nobody", key.name);
     }
+}
+
+#[test]
+fn outputs_over_the_network_are_off_unless_they_are_named() {
+    let config = good(GOOD);
+    assert!(config.mqtt.is_none() && config.lines.iter().all(|l| l.modbus.is_none() && l.webhook.is_none()));
+    let on = good(ALL_ON);
+    assert_eq!(on.mqtt.unwrap().broker.host, "plant");
+    let modbus = on.lines[0].modbus.as_ref().unwrap();
+    assert_eq!((modbus.unit, modbus.timeout.as_millis(), modbus.handshake), (1, 200, false));
+    assert!(on.lines[1].modbus.is_none(), "each line has its own");
+    assert!(good(&ALL_ON.replace("10.0.0.7:502", "off")).lines[0].modbus.is_none());
+}
+
+#[test]
+fn mistakes_about_the_network_are_told_and_passwords_are_not() {
+    let mqtt = |keys: &str| mistakes(&format!("[mqtt]\n{keys}\n{GOOD}"));
+    let told = mqtt("broker = \"mqtt://me:gehe1m@plant\"");
+    assert!(told[0].starts_with("2:10 `broker` names a user or a password"), "{told:?}");
+    assert!(
+        !read(&format!("[mqtt]\nbroker = \"mqtt://me:gehe1m@plant\"\n{GOOD}"))
+            .unwrap_err()
+            .to_string()
+            .contains("gehe1m")
+    );
+    assert_eq!(
+        mqtt("broker = \"http://plant\""),
+        ["2:10 `broker` must begin with mqtt:// or mqtts:// | broker = \"mqtt://broker.example:1883\""]
+    );
+    assert_eq!(
+        mqtt("broker = \"mqtt://plant/x\""),
+        ["2:10 a broker has no path | broker = \"mqtt://plant\""]
+    );
+    assert_eq!(
+        mqtt("prefix = \"plant/#\"\nbroker = \"mqtt://plant\""),
+        [
+            "2:10 a prefix of topics holds no + or #, and neither begins with $ or / nor ends with / | prefix = \"plant\""
+        ]
+    );
+    assert_eq!(
+        mqtt("broker = \"mqtt://plant\"\npassword_file = \"x\""),
+        ["3:17 a password without a `username` is not sent | username = \"inspectd\""]
+    );
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! ```text
 //! camera thread (one each) ─▶ verdict thread ◀─▶ inference thread
 //!                                  ├─▶ (archive relay ─▶) verdict writer        http thread ─▶ board
+//!                                  │                  └─▶ PLC, broker, webhook (one thread each)
 //!                                  └─▶ heatmap writer        main thread: signals, reload, watchdog
 //! ```
 
@@ -27,7 +28,7 @@ use crate::archive::{self, Archive, ArchiveError};
 use crate::config::{Config, LineConfig, LineName};
 use crate::imaging::Heatmap;
 use crate::outputs::http::Server;
-use crate::outputs::{HeatmapWriter, Latest, VerdictWriter};
+use crate::outputs::{HeatmapWriter, Latest, LineStatus, Outlets, VerdictWriter};
 use crate::telemetry::{Event, LineEvent, LineMetrics, LineTelemetry, Reload, Telemetry};
 
 /// Heatmaps in circulation: four wait to be drawn, one is drawn, one is filled, one is at hand.
@@ -90,6 +91,7 @@ pub struct Daemon<P> {
     /// The reload that is under way, and whether another was asked for meanwhile.
     reload: Option<Underway>,
     reload_again: bool,
+    outlets: Arc<Outlets>,
 }
 
 struct Underway {
@@ -126,11 +128,13 @@ pub fn start<P: Picture>(
     }
     let worker = judge::start::<P>(judges, Arc::clone(&heart)).map_err(thread("inference"))?;
     let config_hash = config.hash().to_string();
+    let outlets = Arc::new(Outlets::new(telemetry.clone(), &config));
+    let staged = outlets.stage(&config).map_err(|error| StartError::Rules(error.to_string()))?;
     let rules = config
         .lines
         .iter()
         .zip(&models)
-        .map(|(line, model)| reload::rules(line, model, &config_hash).map(Arc::new))
+        .map(|(line, model)| reload::rules(line, model, &config_hash, staged.of(&line.name)).map(Arc::new))
         .collect::<Result<Vec<_>, _>>()
         .map_err(StartError::Rules)?;
 
@@ -224,6 +228,7 @@ pub fn start<P: Picture>(
     }
     let told = vec![Told::default(); config.lines.len()];
     threads.extend([conductor_thread, worker.thread, verdict_thread, heatmap_thread]);
+    outlets.commit(staged);
     Ok(Daemon {
         in_force: InForce { config, models },
         config_path,
@@ -241,6 +246,7 @@ pub fn start<P: Picture>(
         told,
         reload: None,
         reload_again: false,
+        outlets,
     })
 }
 
@@ -256,6 +262,7 @@ impl<P: Picture> Daemon<P> {
         let config = self.lines.state().config_hash.clone();
         self.telemetry.emit(Event::Ready { lines: self.in_force.config.lines.len(), config: &config });
         self.supplier.in_force(&self.in_force);
+        self.tell_outlets(Instant::now());
         let status = self.status();
         self.notifier.ready(&status);
         let interval = Notifier::watchdog().unwrap_or(Duration::from_secs(1)).min(Duration::from_secs(1));
@@ -295,6 +302,7 @@ impl<P: Picture> Daemon<P> {
             control: self.control.clone(),
             lines: Arc::clone(&self.lines),
             cameras: Arc::clone(&self.cameras),
+            outlets: Arc::clone(&self.outlets),
         };
         let (sender, outcome) = bounded(1);
         let thread = std::thread::Builder::new().name("reload".to_owned()).spawn(move || {
@@ -364,6 +372,7 @@ impl<P: Picture> Daemon<P> {
         if self.lines.heart.arrest(now).is_none() {
             self.notifier.feed();
         }
+        self.tell_outlets(now);
         for (i, (line, snapshot)) in self.lines.snapshots(now).into_iter().enumerate() {
             let name = line.telemetry.name.as_str();
             let now_told = Told { sick: snapshot.sick.is_some(), ended: snapshot.published.ended };
@@ -383,6 +392,20 @@ impl<P: Picture> Daemon<P> {
         }
         let status = self.status();
         self.notifier.status(&status);
+    }
+
+    /// What the PLC, the broker and others are to know of the lines.
+    fn tell_outlets(&self, now: Instant) {
+        let stopping = self.lines.state().name == "stopping";
+        for (line, snapshot) in self.lines.snapshots(now) {
+            let status = match &snapshot.sick {
+                _ if stopping => LineStatus::Stopping,
+                Some(_) => LineStatus::Sick,
+                None if snapshot.published.ended => LineStatus::Ended,
+                None => LineStatus::Running,
+            };
+            self.outlets.tell(&line.telemetry.name, status, snapshot.sick.as_deref());
+        }
     }
 
     fn status(&self) -> String {
@@ -412,6 +435,7 @@ impl<P: Picture> Daemon<P> {
         let limit = self.in_force.config.daemon.drain;
         let until = Instant::now() + limit;
         self.lines.state().name = "stopping";
+        self.tell_outlets(Instant::now());
         self.notifier.stopping();
         self.telemetry.emit(Event::Draining { why, limit });
         self.tell(Control::Drain { until });
@@ -432,6 +456,7 @@ impl<P: Picture> Daemon<P> {
                     // A reload may have started a camera just before it heard of the end.
                     let more = self.stop_cameras();
                     self.stopping.extend(more);
+                    self.tell_outlets(Instant::now());
                     if self.lines.heart.arrest(Instant::now()).is_none() {
                         self.notifier.feed();
                     }
@@ -482,6 +507,9 @@ impl<P: Picture> Daemon<P> {
         // A thread that is stuck (a model, a disk) ends with the process.
         let until = Instant::now() + GRACE;
         let joined = self.threads.drain(..).map(|thread| join_until(thread, until)).fold(true, |a, b| a & b);
+        if !self.outlets.close() {
+            tracing::warn!("An output over the network did not end in time and is left behind.");
+        }
         let mut frames = 0;
         for (i, (line, snapshot)) in self.lines.snapshots(Instant::now()).into_iter().enumerate() {
             frames += snapshot.camera.captured;

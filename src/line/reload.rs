@@ -16,7 +16,7 @@ use super::supply::{FileStamp, ModelFacts, Supplier};
 use super::{Judge, Problem};
 use crate::config::{self, Change, Config, ConfigError, LineConfig, Plan, diff};
 use crate::model::Thresholds;
-use crate::outputs::Rules;
+use crate::outputs::{Outlet, Outlets, Rules, Staged};
 use crate::telemetry::Reload;
 
 /// How long a camera that is replaced may take to stop: 9 s were seen with GigE Vision.
@@ -68,6 +68,8 @@ pub struct Ready {
     pub rules: Vec<Arc<Rules>>,
     /// For each line whose model is another.
     pub judges: Vec<Option<Box<dyn Judge>>>,
+    /// To be committed once the rules are in force.
+    pub outlets: Staged,
     pub plan: Plan,
 }
 
@@ -76,6 +78,7 @@ pub fn prepare<P: 'static>(
     path: &Path,
     current: &InForce,
     supplier: &dyn Supplier<P>,
+    outlets: &Outlets,
 ) -> Result<Ready, (Reload, String)> {
     let new = config::load_with(path, &|line| supplier.examine(line)).map_err(|error| match error {
         ConfigError::Mistakes(mistakes) => (Reload::Invalid, format!("\n{mistakes}")),
@@ -117,10 +120,14 @@ pub fn prepare<P: 'static>(
         models[i].stamp = stamps[i];
     }
     let config_hash = config.hash().to_string();
-    let rules =
-        config.lines.iter().zip(&models).map(|(line, model)| rules(line, model, &config_hash).map(Arc::new));
+    let outlets = outlets.stage(&config).map_err(|error| (Reload::Failed, format!("{error}.")))?;
+    let rules = config
+        .lines
+        .iter()
+        .zip(&models)
+        .map(|(line, model)| rules(line, model, &config_hash, outlets.of(&line.name)).map(Arc::new));
     let rules = rules.collect::<Result<Vec<_>, _>>().map_err(|why| (Reload::Failed, why))?;
-    Ok(Ready { next: InForce { config, models }, rules, judges, plan })
+    Ok(Ready { next: InForce { config, models }, rules, judges, outlets, plan })
 }
 
 /// One reload, from the file to the last camera.
@@ -131,6 +138,7 @@ pub struct Errand<P> {
     pub control: Sender<Control<P>>,
     pub lines: Arc<Lines>,
     pub cameras: Arc<Cameras>,
+    pub outlets: Arc<Outlets>,
 }
 
 /// How a reload ended.
@@ -143,11 +151,11 @@ pub struct Outcome {
 
 impl<P: Send + 'static> Errand<P> {
     pub fn run(self) -> Outcome {
-        let ready = match prepare(&self.path, &self.current, self.supplier.as_ref()) {
+        let ready = match prepare(&self.path, &self.current, self.supplier.as_ref(), &self.outlets) {
             Ok(ready) => ready,
             Err((result, detail)) => return Outcome { result, detail, next: None },
         };
-        let Ready { next, rules, judges, plan } = ready;
+        let Ready { next, rules, judges, outlets, plan } = ready;
         let terms = next.config.lines.iter().map(Terms::of).collect();
         let (done, turned) = bounded(1);
         let told = self.control.send(Control::Turn(Turnover { rules, terms, judges, done }));
@@ -157,6 +165,7 @@ impl<P: Send + 'static> Errand<P> {
             return Outcome { result: Reload::Failed, detail, next: None };
         };
         drop(replaced);
+        self.outlets.commit(outlets);
         let faults = self.restart_cameras(&next, &plan);
         let (result, detail) = match (faults.is_empty(), plan.is_empty()) {
             (true, true) => (Reload::Unchanged, String::new()),
@@ -219,7 +228,12 @@ impl<P: Send + 'static> Errand<P> {
 }
 
 /// The rules of a line: the configuration's thresholds over the model's, and its outputs opened.
-pub fn rules(line: &LineConfig, model: &ModelFacts, config_hash: &str) -> Result<Rules, String> {
+pub fn rules(
+    line: &LineConfig,
+    model: &ModelFacts,
+    config_hash: &str,
+    outlets: Vec<Arc<dyn Outlet>>,
+) -> Result<Rules, String> {
     let thresholds = Thresholds {
         unsure: line.thresholds.unsure.unwrap_or(model.thresholds.unsure),
         bad: line.thresholds.bad.unwrap_or(model.thresholds.bad),
@@ -234,7 +248,7 @@ pub fn rules(line: &LineConfig, model: &ModelFacts, config_hash: &str) -> Result
         ));
     }
     Rules::open(line.name.clone(), &line.outputs, thresholds, model.hash.clone(), config_hash.to_owned())
-        .map(|rules| Rules { roi: line.roi, ..rules })
+        .map(|rules| Rules { roi: line.roi, outlets, ..rules })
         .map_err(|error| format!("line {}: {error}", line.name))
 }
 
@@ -242,6 +256,7 @@ pub fn rules(line: &LineConfig, model: &ModelFacts, config_hash: &str) -> Result
 mod tests {
     use super::*;
     use crate::line::testing::{FakePicture, FakeSupplier};
+    use crate::telemetry::Telemetry;
 
     struct Site {
         folder: tempfile::TempDir,
@@ -282,7 +297,8 @@ verdicts = \"off\"
 
         fn reload(&self, text: &str) -> Result<Ready, (Reload, String)> {
             std::fs::write(self.path("c.toml"), text).unwrap();
-            prepare::<FakePicture>(&self.path("c.toml"), &self.current, &FakeSupplier::default())
+            let outlets = Outlets::new(Telemetry::new(), &self.current.config);
+            prepare::<FakePicture>(&self.path("c.toml"), &self.current, &FakeSupplier::default(), &outlets)
         }
 
         fn refused(&self, text: &str) -> (Reload, String) {
@@ -326,7 +342,9 @@ verdicts = \"off\"
         assert!(why.contains("c.toml:13:1: `verdict` is not a key of [line.outputs]"), "{why}");
         assert!(why.contains("try: verdicts"), "{why}");
         std::fs::remove_file(site.path("c.toml")).unwrap();
-        let gone = prepare::<FakePicture>(&site.path("c.toml"), &site.current, &FakeSupplier::default());
+        let outlets = Outlets::new(Telemetry::new(), &site.current.config);
+        let path = site.path("c.toml");
+        let gone = prepare::<FakePicture>(&path, &site.current, &FakeSupplier::default(), &outlets);
         let gone = gone.err().unwrap();
         assert_eq!(gone.0, Reload::Invalid);
         assert!(gone.1.contains("c.toml cannot be read"), "{}", gone.1);

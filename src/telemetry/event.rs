@@ -12,7 +12,7 @@ use tracing::{debug, error, info, warn};
 
 use super::limit::Limit;
 use super::line::{Output, OutputFault, verdict_label};
-use super::{LineMetrics, Metrics};
+use super::{LineMetrics, Metrics, OutletKind};
 use crate::model::{Thresholds, Verdict};
 
 /// How a reload ended.
@@ -68,6 +68,8 @@ pub enum Event<'a> {
     ArchiveSetAside { to: &'a Path, error: &'a dyn fmt::Display },
     ArchiveFailed { error: &'a dyn fmt::Display },
     ArchiveWell { down_for: Option<Duration> },
+    OutletUp { line: &'a str, outlet: OutletKind, address: &'a str, down_for: Option<Duration> },
+    OutletDown { line: &'a str, outlet: OutletKind, address: &'a str, error: &'a dyn fmt::Display },
     Draining { why: &'a str, limit: Duration },
     DrainLimit { left: usize },
     Stopped { frames: u64 },
@@ -158,6 +160,22 @@ impl Event<'_> {
                 if let Some(down_for) = down_for {
                     info!("The archive is written again, after {} s.", down_for.as_secs());
                 }
+            }
+            Event::OutletUp { line, outlet, address, down_for } => {
+                metrics.output_up.with_label_values(&[line, outlet.label()]).set(1);
+                match down_for {
+                    None => info!(line, address, "{outlet} takes verdicts."),
+                    Some(time) => info!(line, address, "{outlet} takes verdicts again, after {time:.1?}."),
+                }
+            }
+            Event::OutletDown { line, outlet, address, error } => {
+                metrics.output_up.with_label_values(&[line, outlet.label()]).set(0);
+                error!(
+                    line,
+                    address,
+                    "{outlet} takes no verdicts, and is tried again until it does; what is lost meanwhile is \
+                     counted: {error}."
+                );
             }
             Event::Draining { why, limit } => {
                 info!("Stopping ({why}): frames in flight have {limit:?} to be judged.");

@@ -104,11 +104,11 @@ metrics! {
     frame_latency: HistogramVec = "frame_latency_seconds", Kind::Histogram(SECONDS), ["line"],
         "From the frame's arrival to its verdict.";
     stage_duration: HistogramVec = "stage_duration_seconds", Kind::Histogram(SECONDS), ["line", "stage"],
-        "Time a frame spent in a stage: queue (waiting), judge (the network).";
+        "Time a frame spent in a stage: queue (waiting), judge (the network), modbus, mqtt or webhook (from verdict to taken).";
     anomaly_score: HistogramVec = "anomaly_score", Kind::Histogram(SCORES), ["line"],
         "Scores of judged frames.";
     queue_depth: IntGaugeVec = "queue_depth", Kind::Gauge, ["line", "queue"],
-        "Entries that wait: judge (frames), verdicts and heatmaps (outputs of all lines, line empty).";
+        "Entries that wait: judge (frames), verdicts and heatmaps (outputs of all lines, line empty), modbus, mqtt and webhook (verdicts not yet taken by the other side).";
     camera_up: IntGaugeVec = "camera_up", Kind::Gauge, ["line"],
         "1 while the camera gives frames.";
     camera_restarts: IntCounterVec = "camera_restarts_total", Kind::Counter, ["line", "reason"],
@@ -116,7 +116,11 @@ metrics! {
     line_healthy: IntGaugeVec = "line_healthy", Kind::Gauge, ["line"],
         "1 while the line makes progress, as /healthz says.";
     outputs_failed: IntCounterVec = "outputs_failed_total", Kind::Counter, ["line", "stage", "reason"],
-        "Verdicts or pictures that could not be written: full (queue), write (disk), busy (no buffer), slow (a verdict went out before it was in the archive).";
+        "Verdicts, pictures or heatmaps that were lost: full (queue), write (disk), busy (no buffer), timeout, refused, link (down), unacknowledged, superseded (by a newer one), shutdown; slow: a verdict went out before it was in the archive.";
+    outputs_sent: IntCounterVec = "outputs_sent_total", Kind::Counter, ["line", "stage"],
+        "Verdicts that the other side has taken: modbus, mqtt, webhook.";
+    output_up: IntGaugeVec = "output_up", Kind::Gauge, ["line", "stage"],
+        "1 while the other side of an output takes verdicts; mqtt is one connection for all lines, line empty.";
     archive_up: IntGaugeVec = "archive_up", Kind::Gauge, ["stage"],
         "1 while the archive (stage archive) can be written, 0 while it takes nothing.";
     archive_bytes: IntGaugeVec = "archive_bytes", Kind::Gauge, ["stage"],
@@ -223,6 +227,8 @@ mod tests {
         metrics.archive_up.with_label_values(&["archive"]).set(1);
         metrics.archive_bytes.with_label_values(&["images"]).set(0);
         metrics.build_info.with_label_values(&["0.1"]).set(1);
+        crate::telemetry::OutletMeter::new(&metrics, "cam1", crate::telemetry::OutletKind::Modbus);
+        metrics.output_up.with_label_values(&["cam1", "modbus"]).set(1);
         let text = metrics.encode();
         let lines = |start: &str| -> BTreeSet<String> {
             text.lines().filter_map(|line| line.strip_prefix(start)).map(str::to_owned).collect()

@@ -14,6 +14,7 @@ mod limit;
 mod line;
 pub mod logging;
 mod metrics;
+mod outlet;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -21,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 pub use event::{Event, LineEvent, LineTelemetry, Reload};
 pub use line::{FrameCounts, LineMetrics, Output, OutputFault, VERDICTS, verdict_label};
 pub use metrics::{Kind, METRICS, Metric, Metrics};
+pub use outlet::{Loss, OutletKind, OutletMeter};
 
 type Collect = Box<dyn Fn(&Metrics) + Send>;
 
