@@ -18,9 +18,10 @@
 // libraries' pow() differ in the last bit. The box mean is a running sum, sequential along a line: its
 // rounding is the CPU's.
 //
-// Cost per pixel and step: 24 B and up to 60 operations (hue). levels reads the 12 B with three blocks a
-// picture, far from all that the memory gives; but pictures are 0.8 MB, lie in the L2 cache, and two of
-// ten augmentations need it.
+// Cost per pixel and step: 24 B (sharpness 36) and up to 60 operations (hue). levels reads the 12 B with
+// three blocks a picture, each every third number of a sector, far from all that the memory gives; but pictures
+// are 0.8 MB, lie in the L2 cache, and two of ten augmentations need it. So do rows: running sums that
+// go along a row leave lanes a row apart.
 #include "paint.cuh"
 
 constexpr int BLOCK = 256;
@@ -39,6 +40,8 @@ constexpr u32 INVERT = 7;
 constexpr u32 CONTRAST = 8;
 constexpr u32 EQUALISE = 9;
 constexpr u32 ROTATE = 10;
+
+using Warps = Shuffled<float>[BLOCK / 32];
 
 __device__ __forceinline__ u32 level(Exact v) { return u32((v * 255.f + 0.5f).v) & 255u; }
 
@@ -77,17 +80,32 @@ __device__ __forceinline__ Pixel warped(const T* picture, const Warp& warp, u32 
 extern "C" __global__ void __launch_bounds__(BLOCK)
     base(const Plan* __restrict__ plans, const u8* __restrict__ sources, const float* __restrict__ tables,
          const float* __restrict__ clouds, float* __restrict__ out, u32 n) {
-    const Plan& plan = plans[blockIdx.y];
-    const u32 at = blockIdx.x * BLOCK + threadIdx.x, pixels = n * n;
-    if (plan.base == 0 || at >= pixels) return;
-    const u32 y = at / n, x = at - y * n;
+    __shared__ Plan plan;
+    __shared__ Warps shuffled;
+    bring(plan, plans[blockIdx.y]);
+    const u32 pixels = n * n, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const u32 begin = blockIdx.x * BLOCK + threadIdx.x - lane, count = of_warp(begin, pixels);
+    if (plan.base == 0 || count == 0) return;
+    // Lanes beyond the picture repeat its last pixel.
+    const u32 at = min(begin + lane, pixels - 1);
     const size_t first = size_t(blockIdx.y) * pixels * 3;
     const u8* source = sources + first;
+    const u32 y = at / n, x = at - y * n;
     Pixel p;
     if (plan.base == ROLLED) {
+        // As in `Shuffled`: of each pixel where it comes from, then byte by byte.
+        __shared__ u32 origins[BLOCK];
         const u32 from_y = ((plan.i[3] ? n - 1 - y : y) + plan.i[1]) % n;
         const u32 from_x = ((plan.i[2] ? n - 1 - x : x) + plan.i[0]) % n;
-        p = pixel(source, size_t(from_y) * n + from_x);
+        origins[threadIdx.x] = from_y * n + from_x;
+        __syncwarp();
+#pragma unroll
+        for (u32 i = lane; i < 96; i += 32) {
+            const u32 from = origins[32 * warp + i / 3];
+            shuffled[warp].numbers[i] = of_byte(source[3 * size_t(from) + i % 3]).v;
+        }
+        __syncwarp();
+        p = pixel(shuffled[warp].numbers, lane);
     } else if (plan.base == WARPED) {
         p = warped(source, Warp{plan.v[0], plan.v[1], plan.v[2], plan.v[3]}, x, y, n);
     } else if (plan.base == TONED) {
@@ -104,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
 #pragma unroll
         for (int c = 0; c < 3; ++c) p.c[c] = plan.v[c];
     }
-    put(out + first, at, p);
+    shuffled[warp].put(out + first, begin, count, p.c[0].v, p.c[1].v, p.c[2].v);
 }
 
 // Whether picture blockIdx.y is to be changed by its step `index`, and by which kind.
@@ -203,10 +221,15 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
     step(const Plan* __restrict__ plans, u32 index, const float* __restrict__ pictures,
          const float* __restrict__ soft, const float* __restrict__ stats, const float* __restrict__ tables,
          float* __restrict__ out, u32 n) {
-    const Plan& plan = plans[blockIdx.y];
+    __shared__ Plan plan;
+    __shared__ Warps shuffled;
+    bring(plan, plans[blockIdx.y]);
     const u32 kind = kind_of(plan, index);
-    const u32 at = blockIdx.x * BLOCK + threadIdx.x, pixels = n * n;
-    if (kind == 0 || at >= pixels) return;
+    const u32 pixels = n * n, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const u32 begin = blockIdx.x * BLOCK + threadIdx.x - lane, count = of_warp(begin, pixels);
+    if (kind == 0 || count == 0) return;
+    // Lanes beyond the picture repeat its last pixel.
+    const u32 at = min(begin + lane, pixels - 1);
     const Step& s = plan.step[index];
     const size_t first = size_t(blockIdx.y) * pixels * 3;
     const float* stat = stats + size_t(blockIdx.y) * 3 * STATS;
@@ -215,8 +238,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
     if (kind == ROTATE) {
         p = warped(pictures + first, Warp{s.v[0], s.v[1], s.v[2], s.v[3]}, at % n, at / n, n);
     } else {
-        p = pixel(pictures + first, at);
+        p = shuffled[warp].get(pictures + first, begin, count);
     }
+    Pixel soft_p;
+    if (kind == SHARPNESS) soft_p = shuffled[warp].get(soft + first, begin, count);
     if (kind == COLOUR) p = shift_hue(p, s.v[0], s.v[1]);
 #pragma unroll
     for (int c = 0; c < 3; ++c) {
@@ -224,7 +249,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
         switch (kind) {
             case TABLES: v = table[c * LEVELS + level(least(v, 1.f))]; break;
             case BRIGHTNESS: v = unit(v * s.v[0] + s.v[1]); break;
-            case SHARPNESS: v = unit(v + Exact(s.v[0]) * (v - soft[first + 3 * size_t(at) + c])); break;
+            case SHARPNESS: v = unit(v + Exact(s.v[0]) * (v - soft_p.c[c])); break;
             case SOLARISE: v = v >= s.v[0] ? Exact(1.f) - v : v; break;
             case POSTERISE: v = least(floorf((v * s.v[0]).v), Exact(s.v[0]) - 1.f) / s.v[0]; break;
             case INVERT: v = Exact(1.f) - v; break;
@@ -237,5 +262,5 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
             default: break;
         }
     }
-    put(out + first, at, p);
+    shuffled[warp].put(out + first, begin, count, p.c[0].v, p.c[1].v, p.c[2].v);
 }

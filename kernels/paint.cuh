@@ -44,7 +44,37 @@ __device__ __forceinline__ Pixel pixel(const float* picture, size_t at) {
     return {{picture[3 * at], picture[3 * at + 1], picture[3 * at + 2]}};
 }
 
-__device__ __forceinline__ void put(float* picture, size_t at, const Pixel& p) {
-#pragma unroll
-    for (int c = 0; c < 3; ++c) picture[3 * at + c] = p.c[c].v;
+
+// A plan, once for a block. Every thread comes here.
+__device__ __forceinline__ void bring(Plan& to, const Plan& from) {
+    static_assert(sizeof(Plan) % 4 == 0, "whole words");
+    const u32* words = reinterpret_cast<const u32*>(&from);
+    for (u32 i = threadIdx.x; i < sizeof(Plan) / 4; i += blockDim.x) reinterpret_cast<u32*>(&to)[i] = words[i];
+    __syncthreads();
 }
+
+// Three numbers for each lane of a warp, on their way between a picture and registers. A request of the
+// warp takes 32 neighbouring numbers, and so fills its sectors; three a lane would be every third.
+template <class T>
+struct Shuffled {
+    T numbers[96];
+
+    // Pixels first, first + 1, … of a picture, as many as the warp has. Every lane comes here.
+    __device__ __forceinline__ Pixel get(const T* picture, size_t first, u32 count) {
+        const u32 lane = threadIdx.x % 32;
+        __syncwarp();
+        for (u32 i = lane; i < 3 * count; i += 32) numbers[i] = picture[3 * first + i];
+        __syncwarp();
+        return lane < count ? pixel(numbers, lane) : Pixel{{0.f, 0.f, 0.f}};
+    }
+    __device__ __forceinline__ void put(T* picture, size_t first, u32 count, T a, T b, T c) {
+        const u32 lane = threadIdx.x % 32;
+        __syncwarp();
+        numbers[3 * lane] = a, numbers[3 * lane + 1] = b, numbers[3 * lane + 2] = c;
+        __syncwarp();
+        for (u32 i = lane; i < 3 * count; i += 32) picture[3 * first + i] = numbers[i];
+    }
+};
+
+// How many of the pixels belong to this warp, whose first is `first`.
+__device__ __forceinline__ u32 of_warp(u32 first, u32 pixels) { return first < pixels ? min(pixels - first, 32u) : 0; }

@@ -11,20 +11,22 @@
 // Shapes    outline u8, mask fp32: N×S×S; lattice N×33·33 unit vectors, component 0 along rows;
 //           figures N×21; plans N; areas N×blocks, u32
 // Geometry  outline: a thread a pixel, block 256, grid (⌈S²/256⌉, N)
-//           soften: a thread a column, block 32, grid (⌈S/32⌉, N)
+//           soften: a thread a column, block 128, grid (⌈S/128⌉, N)
 //
 // The decision that surprises: gradients come from the host. They are cosines of random angles, and two
 // libraries' cosines differ in the last bit, which would move a pixel across the threshold; a picture has
 // a thousand of them at most. Everything after them is products and sums, none of them fused. For the same
 // reason soften runs down a column with a running sum, as the CPU does.
 //
-// Cost per pixel: outline 1 B and some 60 operations (noise), 20 a segment whose window it is in; soften
-// 1 B read (2r + 1 times, from the cache), 4 B written, 2r + 6 operations. A batch is some 100 kB: what
+// Cost per pixel: outline 1 B written and some 60 operations (noise), 20 a segment whose window it is in;
+// the lattice and figures, a few kB, are asked for by every warp and come from the cache. soften: 1 B read
+// (a row of a block goes to shared memory), 4 B written, 2r + 6 operations. A batch is some 100 kB: what
 // counts is the number of launches.
 #include "exact.cuh"
 
 constexpr int BLOCK = 256;
-constexpr int COLUMNS = 32;
+constexpr int COLUMNS = 128;
+constexpr int MOST_RADIUS = 3;
 constexpr int LATTICE = 33 * 33;
 constexpr int FIGURES = 21;
 
@@ -106,17 +108,33 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
     if (threadIdx.x == 0) areas[blockIdx.y * gridDim.x + blockIdx.x] = area;
 }
 
-// The mean of 2R + 1 pixels of a row. Sums of zeros and ones are exact in any order.
+// A block's columns of a row, with those beside them; two rows, for the next is written while one is read.
+struct Strip {
+    u8 row[2][COLUMNS + 2 * MOST_RADIUS];
+};
+
+// The mean of 2R + 1 pixels of a row. Sums of zeros and ones are exact in any order. Every thread comes
+// here; `turn` is 0 and 1 in turns.
 template <int R>
-__device__ __forceinline__ Exact across(const u8* row, int x, int last, Exact share) {
+__device__ __forceinline__ Exact across(const u8* row, Strip& strip, int turn, int last, Exact share) {
+    const int left = blockIdx.x * COLUMNS - R, t = threadIdx.x;
+    u8* line = strip.row[turn];
+    // The first lanes bring the columns beside the block's, last the sectors that are its own.
+    line[R + t] = row[min(left + R + t, last)];
+    if (t < 2 * R) {
+        const int i = t < R ? t : COLUMNS + t;
+        line[i] = row[clamp(left + i, 0, last)];
+    }
+    __syncthreads();
     int sum = 0;
 #pragma unroll
-    for (int k = -R; k <= R; ++k) sum += row[clamp(x + k, 0, last)];
+    for (int k = 0; k <= 2 * R; ++k) sum += line[t + k];
     return Exact(float(sum)) * share;
 }
 
 template <int R>
-__device__ __forceinline__ void soften_column(const u8* outline, float* mask, int x, int size) {
+__device__ __forceinline__ void soften_column(const u8* outline, float* mask, Strip& strip, int size) {
+    const int x = blockIdx.x * COLUMNS + threadIdx.x;
     const int last = size - 1;
     const Exact share = Exact(1.f) / float(2 * R + 1);
     // window[k] is the row mean at y - R + k.
@@ -124,13 +142,14 @@ __device__ __forceinline__ void soften_column(const u8* outline, float* mask, in
     Exact sum = 0.f;
 #pragma unroll
     for (int k = 0; k <= 2 * R; ++k) {
-        window[k] = across<R>(outline + size_t(clamp(k - R, 0, last)) * size, x, last, share);
+        window[k] = across<R>(outline + size_t(clamp(k - R, 0, last)) * size, strip, k % 2, last, share);
         sum = sum + window[k];
     }
     for (int y = 0; y < size; ++y) {
         const Exact mean = sum * share;
-        mask[size_t(y) * size + x] = mean < 1e-4f ? 0.f : least(mean, 1.f).v;
-        window[2 * R + 1] = across<R>(outline + size_t(min(y + R + 1, last)) * size, x, last, share);
+        if (x <= last) mask[size_t(y) * size + x] = mean < 1e-4f ? 0.f : least(mean, 1.f).v;
+        window[2 * R + 1] =
+            across<R>(outline + size_t(min(y + R + 1, last)) * size, strip, (y + 1) % 2, last, share);
         sum = sum + (window[2 * R + 1] - window[0]);
 #pragma unroll
         for (int k = 0; k <= 2 * R; ++k) window[k] = window[k + 1];
@@ -139,17 +158,17 @@ __device__ __forceinline__ void soften_column(const u8* outline, float* mask, in
 
 extern "C" __global__ void __launch_bounds__(COLUMNS)
     soften(const u8* __restrict__ outlines, const u32* __restrict__ radii, float* __restrict__ masks, int size) {
+    __shared__ Strip strip;
     const int x = blockIdx.x * COLUMNS + threadIdx.x;
-    if (x >= size) return;
     const size_t first = size_t(blockIdx.y) * size * size;
     const u8* outline = outlines + first;
     float* mask = masks + first;
     switch (radii[blockIdx.y]) {
         case 0:
-            for (int y = 0; y < size; ++y) mask[size_t(y) * size + x] = float(outline[size_t(y) * size + x]);
+            for (int y = 0; y < size && x < size; ++y) mask[size_t(y) * size + x] = float(outline[size_t(y) * size + x]);
             break;
-        case 1: soften_column<1>(outline, mask, x, size); break;
-        case 2: soften_column<2>(outline, mask, x, size); break;
-        default: soften_column<3>(outline, mask, x, size); break;
+        case 1: soften_column<1>(outline, mask, strip, size); break;
+        case 2: soften_column<2>(outline, mask, strip, size); break;
+        default: soften_column<3>(outline, mask, strip, size); break;
     }
 }

@@ -323,8 +323,8 @@ mod tests {
 
     #[test]
     fn outlines_and_their_soft_edges_are_the_cpus_to_the_last_bit() {
-        // A block's 256 pixels and a warp's 32 columns end within a picture, at its end, or beyond.
-        for size in [3, 16, 31, 64, 100] {
+        // A block's 256 pixels and another's 128 columns end within a picture, at its end, or beyond.
+        for size in [3, 16, 31, 64, 100, 130] {
             let sources = Sources::new(1, &normals(1, size, false), vec![], SourceMix::INDUSTRIAL);
             let [mut cpu, mut gpu] = Studio::both(size, 4, &sources);
             for image in 0..12 {

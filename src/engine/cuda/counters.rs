@@ -5,7 +5,7 @@ use std::ffi::{CStr, c_char, c_void};
 use cudarc::driver::sys;
 use serde::Deserialize;
 
-use super::{Gpu, Program};
+use super::Gpu;
 
 /// Of one kernel run, in the order of running.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
@@ -39,13 +39,9 @@ unsafe extern "C" fn note(line: *const c_char, data: *mut c_void) {
     }
 }
 
-/// Does something with a program and returns what was counted of its kernels meanwhile, whatever else uses
-/// the device; `None` on a device that counts nothing. One caller at a time.
-pub fn counted<T>(
-    gpu: &Gpu,
-    program: &mut Program,
-    what: impl FnOnce(&mut Program) -> T,
-) -> Option<(T, Vec<Counted>)> {
+/// Does something and returns what was counted meanwhile of the kernels on a stream, whatever else uses the
+/// device; `None` on a device that counts nothing. One caller at a time.
+pub fn counted<T>(gpu: &Gpu, stream: u64, what: impl FnOnce() -> T) -> Option<(T, Vec<Counted>)> {
     if !gpu.is_simulated() {
         return None;
     }
@@ -55,9 +51,9 @@ pub fn counted<T>(
     let data: *mut c_void = (&raw mut *list).cast();
     // SAFETY: `list` outlives the listener, which is taken off below.
     unsafe { install(Some(note), data) };
-    let done = what(program);
+    let done = what();
     // SAFETY: as above. The simulator calls nobody after this has returned.
     unsafe { install(None, std::ptr::null_mut()) };
-    list.retain(|run| run.stream == program.stream_number());
+    list.retain(|run| run.stream == stream);
     Some((done, *list))
 }

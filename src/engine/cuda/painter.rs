@@ -352,6 +352,11 @@ impl Painter {
         Ok(self.host.masks.as_slice())
     }
 
+    /// The number by which the driver knows the stream of all but the blend.
+    pub(super) fn stream_number(&self) -> u64 {
+        self.queue.stream_number()
+    }
+
     /// The launch that writes the blends, (value − mean) / deviation, to an fp16 input at this address,
     /// and the memory it needs.
     pub(super) fn output(

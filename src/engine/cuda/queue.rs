@@ -62,6 +62,11 @@ impl Queue {
         Ok(Queue { gpu: gpu.clone(), stream: gpu.stream(priority)?, functions: HashMap::new() })
     }
 
+    /// The number by which the driver knows the stream.
+    pub fn stream_number(&self) -> u64 {
+        self.stream.cu_stream() as usize as u64
+    }
+
     /// Runs what `fill` puts in, and returns when it has ended, also where `fill` fails.
     pub fn batch<'env>(
         &mut self,

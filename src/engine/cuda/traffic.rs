@@ -146,6 +146,7 @@ impl Products {
 }
 
 mod cases;
+mod painting;
 
 use cases::{Case, Frame, SIDE, cases, frames, random};
 
@@ -168,6 +169,7 @@ pub fn measure(gpu: &Gpu) -> Result<Vec<Row>, TrafficError> {
     for frame in frames() {
         rows.push(measure_frame(gpu, &frame)?);
     }
+    rows.extend(painting::measure(gpu)?);
     Ok(rows)
 }
 
@@ -186,8 +188,9 @@ fn measure_frame(gpu: &Gpu, frame: &Frame) -> Result<Row, TrafficError> {
     let planes: Vec<Vec<u8>> =
         frame.planes.iter().map(|len| (0..*len).map(|i| (i * 31 % 251) as u8).collect()).collect();
     let planes: Vec<&[u8]> = planes.iter().map(Vec::as_slice).collect();
+    let stream = program.stream_number();
     let (ran, runs) =
-        counted(gpu, &mut program, |p| p.run_fed(feed, &planes)).ok_or(TrafficError::NotCounted)?;
+        counted(gpu, stream, || program.run_fed(feed, &planes)).ok_or(TrafficError::NotCounted)?;
     ran.map_err(failed)?;
     let mut row = Row::new(frame.name, frame.bound);
     let tables = frame.tables.iter().map(Vec::len).sum::<usize>();
@@ -218,7 +221,8 @@ fn measure_one(gpu: &Gpu, case: &Case) -> Result<Row, TrafficError> {
             program.input_mut(name).map_err(failed)?.copy_from_slice(&tensor.data);
         }
     }
-    let (ran, runs) = counted(gpu, &mut program, Program::run).ok_or(TrafficError::NotCounted)?;
+    let stream = program.stream_number();
+    let (ran, runs) = counted(gpu, stream, || program.run()).ok_or(TrafficError::NotCounted)?;
     ran.map_err(failed)?;
     let steps = program.steps();
     let planned = steps.iter().map(|s| s.launches.len()).sum();
@@ -321,8 +325,11 @@ mod tests {
     #[test]
     fn a_looser_bound_says_why() {
         let cases = cases().unwrap();
-        let bounds =
-            cases.iter().map(|c| (c.name, c.bound)).chain(frames().into_iter().map(|f| (f.name, f.bound)));
+        let painted = painting::WANTED.iter().map(|w| (w.name, w.bound));
+        let bounds = cases
+            .iter()
+            .map(|c| (c.name, c.bound))
+            .chain(frames().into_iter().map(|f| (f.name, f.bound)).chain(painted));
         for (name, bound) in bounds {
             let goal = [Bound::STREAM.ratio, Bound::TILES.ratio].contains(&bound.ratio)
                 && bound.sectors == Bound::STREAM.sectors

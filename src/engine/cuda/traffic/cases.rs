@@ -281,7 +281,6 @@ fn residuals() -> Result<Vec<Case>, GraphError> {
     Ok(vec![rank, gather])
 }
 
-
 /// A frame of one format, shrunk to a quarter of each side with windows of eight pixels.
 pub(super) struct Frame {
     pub name: &'static str,
