@@ -130,7 +130,8 @@ impl Still {
         };
         let mut reader = png::Decoder::new(BufReader::new(File::open(path)?)).read_info().map_err(broken)?;
         let text = reader.info().uncompressed_latin1_text.iter().find(|chunk| chunk.keyword == KEYWORD);
-        let text = text.map(|chunk| chunk.text.clone()).ok_or_else(|| bad("it is no picture of an archive"))?;
+        let text =
+            text.map(|chunk| chunk.text.clone()).ok_or_else(|| bad("it is no picture of an archive"))?;
         let parse = || {
             let mut words = text.split(' ');
             let format = PixelFormat::from_name(words.next()?)?;
@@ -145,7 +146,9 @@ impl Still {
         let (colour, expected) = match (format, fill) {
             (PixelFormat::Gray8 | PixelFormat::Bayer(_), _) => (png::ColorType::Grayscale, (width, height)),
             (PixelFormat::Bgrx, None) => (png::ColorType::Rgba, (width, height)),
-            (PixelFormat::Rgb | PixelFormat::Bgr | PixelFormat::Bgrx, _) => (png::ColorType::Rgb, (width, height)),
+            (PixelFormat::Rgb | PixelFormat::Bgr | PixelFormat::Bgrx, _) => {
+                (png::ColorType::Rgb, (width, height))
+            }
             (PixelFormat::Nv12 | PixelFormat::I420 | PixelFormat::Yuy2, _) => {
                 (png::ColorType::Grayscale, still.stack())
             }
@@ -209,11 +212,13 @@ pub(super) fn run<P: Pixels>(
     let (mut still, mut image) = (Still::default(), RgbImage::new(0, 0));
     for Job { record, picture, map } in jobs {
         let copied = still.copy_from(&picture.view());
-        let copied = copied.and_then(|()| if map.is_some() { image.copy_from(&picture.view()) } else { Ok(()) });
+        let copied =
+            copied.and_then(|()| if map.is_some() { image.copy_from(&picture.view()) } else { Ok(()) });
         // The camera gets its slot back before the slow part.
         drop(picture);
         let drawn = map.as_ref().map(|map| heatmap::overlay(&image, map, record.rules.roi));
-        let written = copied.map_err(io::Error::other).and_then(|()| keep(folder, power_safe, &record, &still, drawn));
+        let written =
+            copied.map_err(io::Error::other).and_then(|()| keep(folder, power_safe, &record, &still, drawn));
         // If nobody waits for spare maps any more, this one is let go.
         map.into_iter().for_each(|map| drop(spare.try_send(map)));
         let bytes = match written {
@@ -359,7 +364,16 @@ mod tests {
             Still::read(&path).map(|_| ()).map_err(|error| error.kind())
         };
         assert_eq!(lie("RGB 4x4"), Ok(()));
-        for text in ["RGB 5x4", "NV12 4x4", "GRAY8 4x4", "RGB 4", "RGB 0x0", "X 4x4", "RGB 99999999999x4", "BGRx 4x4 256"] {
+        for text in [
+            "RGB 5x4",
+            "NV12 4x4",
+            "GRAY8 4x4",
+            "RGB 4",
+            "RGB 0x0",
+            "X 4x4",
+            "RGB 99999999999x4",
+            "BGRx 4x4 256",
+        ] {
             assert_eq!(lie(text), Err(io::ErrorKind::InvalidData), "{text}");
         }
     }

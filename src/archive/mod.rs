@@ -15,10 +15,12 @@
 //!
 //! Absent on purpose: cameras, models, HTTP.
 
+mod files;
 mod images;
 mod query;
 mod relay;
 mod retention;
+mod schema;
 mod store;
 #[cfg(test)]
 mod tests;

@@ -18,9 +18,8 @@ use crate::model::{Thresholds, Verdict};
 use crate::telemetry::VERDICTS;
 
 /// What a person says of a verdict.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
 pub enum Review {
     /// The verdict was right.
     Confirm,
@@ -51,7 +50,11 @@ impl Review {
 pub enum PartKey {
     Number(i64),
     /// As in `cam1_20261124T093045.123Z_00000007`: what names of heatmaps begin with.
-    Name { line: String, millisecond: i64, sequence: u64 },
+    Name {
+        line: String,
+        millisecond: i64,
+        sequence: u64,
+    },
 }
 
 /// Text that names no part.
@@ -280,7 +283,8 @@ impl Store {
         }
         scores.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
         scores.truncate(n);
-        let of = |(at, score): (i64, f64)| (Timestamp::from_millisecond(at).unwrap_or_default(), score as f32);
+        let of =
+            |(at, score): (i64, f64)| (Timestamp::from_millisecond(at).unwrap_or_default(), score as f32);
         Ok(scores.into_iter().map(of).collect())
     }
 

@@ -1,71 +1,27 @@
-//! The database: schema, migrations, and what the archive's thread writes. Reading is in `query`.
+//! The database: opening it, and what the archive's thread writes. Reading is in `query`.
 //!
 //! `synchronous = NORMAL` in WAL mode: a commit is in the page cache of the kernel when it returns, so it outlives
 //! this process, however that ends. Only a power cut may take the last commits before a checkpoint with it (the
 //! database stays whole); `power_safe` waits for the disk at each commit (FULL).
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
 
+use super::files::{immutable_uri, inode, remove_half_written, set_aside};
+use super::schema::{APPLICATION, MIGRATIONS, check};
 use super::{DATABASE, Entry, IMAGES};
 use crate::imaging::Roi;
 use crate::outputs::{Record, Rules};
 use crate::telemetry::verdict_label;
 
-/// "insp", in the file's header: what is not ours is never written to.
-const APPLICATION: i32 = 0x696e_7370;
-
-/// Each takes the schema one version further. What was released is never changed.
-const MIGRATIONS: &[&str] = &["
-CREATE TABLE lines (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
--- What many verdicts have in common.
-CREATE TABLE contexts (
-    id INTEGER PRIMARY KEY,
-    line INTEGER NOT NULL REFERENCES lines (id),
-    model_hash TEXT NOT NULL,
-    config_hash TEXT NOT NULL,
-    unsure REAL NOT NULL,
-    bad REAL NOT NULL,
-    -- x,y,width,height of the region that was judged; NULL: the whole picture
-    roi TEXT
-) STRICT;
-CREATE TABLE verdicts (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    line INTEGER NOT NULL REFERENCES lines (id),
-    context INTEGER NOT NULL REFERENCES contexts (id),
-    sequence INTEGER NOT NULL,
-    part_id TEXT,
-    captured_at INTEGER NOT NULL, -- milliseconds since 1970, UTC
-    verdict TEXT NOT NULL,
-    reason TEXT,
-    score REAL, -- NULL: none, or not a number
-    latency_us INTEGER NOT NULL,
-    frame_hash TEXT,
-    image INTEGER, -- bytes of the pictures; 0: on their way; NULL: none
-    review TEXT,
-    reviewed_at INTEGER,
-    reviewer TEXT
-) STRICT;
-CREATE INDEX verdicts_by_time ON verdicts (captured_at);
-CREATE INDEX verdicts_by_line ON verdicts (line, verdict, captured_at, score);
-CREATE INDEX verdicts_with_image ON verdicts (captured_at, image) WHERE image IS NOT NULL;
-CREATE INDEX verdicts_reviewed ON verdicts (reviewed_at) WHERE review IS NOT NULL;
-CREATE VIEW parts AS
-    SELECT v.id, l.name AS line, v.sequence, v.part_id, datetime(v.captured_at / 1000.0, 'unixepoch', 'subsec') AS
-        captured_at, v.verdict, v.reason, v.score, c.unsure, c.bad, v.latency_us / 1000.0 AS latency_ms, v.frame_hash,
-        c.model_hash, c.config_hash, v.image, v.review, v.reviewer
-    FROM verdicts v JOIN lines l ON l.id = v.line JOIN contexts c ON c.id = v.context;
-"];
-
 /// How long a write waits for somebody else's.
 const BUSY: Duration = Duration::from_secs(1);
 
-/// Pages in the WAL (of 4 KiB) from which on it is written back.
-const CHECKPOINT_PAGES: i64 = 1000;
+/// Commits, of some 6 pages each, after which the WAL is written back.
+const CHECKPOINT: u32 = 250;
 
 /// What is wrong with the archive's database.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +57,11 @@ impl StoreError {
     /// The file is no database any more.
     pub fn is_corrupt(&self) -> bool {
         matches!(self.code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+    }
+
+    /// Files cannot be made where it lies.
+    fn is_denied(&self) -> bool {
+        matches!(self.code(), Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied))
     }
 
     /// There is no room on the disk.
@@ -144,6 +105,8 @@ pub struct Store {
     pub(super) image_bytes: u64,
     power_safe: bool,
     inode: u64,
+    /// Since the WAL was last written back.
+    commits: u32,
 }
 
 impl Store {
@@ -180,8 +143,11 @@ impl Store {
         // The archive's thread does it when nobody waits for a commit.
         db.query_row("PRAGMA wal_autocheckpoint = 0", [], |_| Ok(())).map_err(failed)?;
         for (i, migration) in MIGRATIONS.iter().enumerate().skip(version) {
-            db.execute_batch(&format!("BEGIN IMMEDIATE; {migration} PRAGMA user_version = {}; COMMIT;", i + 1))
-                .map_err(failed)?;
+            db.execute_batch(&format!(
+                "BEGIN IMMEDIATE; {migration} PRAGMA user_version = {}; COMMIT;",
+                i + 1
+            ))
+            .map_err(failed)?;
         }
         let mut store = Store {
             db,
@@ -190,6 +156,7 @@ impl Store {
             image_bytes: 0,
             power_safe,
             inode: inode(&path),
+            commits: 0,
         };
         store.recount()?;
         store.settle_images()?;
@@ -204,7 +171,17 @@ impl Store {
         if !path.try_exists().unwrap_or(true) {
             return Err(StoreError::Missing { path: folder.to_owned() });
         }
-        Self::open_existing(&path, folder, OpenFlags::SQLITE_OPEN_READ_ONLY)
+        let opened = Self::open_existing(&path, folder, OpenFlags::SQLITE_OPEN_READ_ONLY);
+        let wal = folder.join(format!("{DATABASE}-wal"));
+        match opened {
+            // SQLite wants to make files beside a database in WAL mode. Where it may not, nobody else writes
+            // to this one either, or there would be a WAL.
+            Err(error) if error.is_denied() && !wal.exists() => {
+                let uri = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+                Self::open_existing(&immutable_uri(&path), folder, uri)
+            }
+            opened => opened,
+        }
     }
 
     /// For reading and for reviews.
@@ -218,14 +195,16 @@ impl Store {
 
     fn open_existing(path: &Path, folder: &Path, flags: OpenFlags) -> Result<Self, StoreError> {
         let failed = |source| StoreError::Open { path: path.to_owned(), source };
-        let db = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(failed)?;
+        let db =
+            Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX).map_err(failed)?;
         db.busy_timeout(BUSY).map_err(failed)?;
         let version = check(&db, path)?;
         if version < MIGRATIONS.len() {
             return Err(StoreError::Older { path: path.to_owned(), version, known: MIGRATIONS.len() });
         }
         let folder = folder.to_owned();
-        Ok(Store { db, folder, contexts: vec![], image_bytes: 0, power_safe: false, inode: inode(path) })
+        let inode = inode(&folder.join(DATABASE));
+        Ok(Store { db, folder, contexts: vec![], image_bytes: 0, power_safe: false, inode, commits: 0 })
     }
 
     /// Moves what is damaged aside and begins anew. Says where to.
@@ -295,7 +274,8 @@ impl Store {
                  AND line = (SELECT id FROM lines WHERE name = ?4)",
             )?;
             let bytes = image.bytes.map(|bytes| bytes as i64);
-            let changed = update.execute(params![bytes, image.millisecond, image.sequence as i64, image.line])?;
+            let changed =
+                update.execute(params![bytes, image.millisecond, image.sequence as i64, image.line])?;
             match changed {
                 0 => homeless.push(image.clone()),
                 _ => added += image.bytes.unwrap_or(0),
@@ -303,15 +283,15 @@ impl Store {
         }
         transaction.commit()?;
         self.image_bytes += added;
+        self.commits += 1;
         Ok(homeless)
     }
 
-    /// Writes the WAL back if it has grown. Readers and commits go on.
-    pub(super) fn checkpoint(&self) -> Result<(), StoreError> {
-        let wal = self.folder.join(format!("{DATABASE}-wal"));
-        let length = std::fs::metadata(wal).map_or(0, |meta| meta.len());
-        if length as i64 > CHECKPOINT_PAGES * 4096 {
-            self.db.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(()))?;
+    /// Writes the WAL back if it has grown. Waits for no reader: what one still needs is left for the next time.
+    pub(super) fn checkpoint(&mut self) -> Result<(), StoreError> {
+        if self.commits >= CHECKPOINT {
+            self.commits = 0;
+            self.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
         }
         Ok(())
     }
@@ -380,23 +360,6 @@ impl Imaged {
     }
 }
 
-/// The version of its schema, 0 for an empty file, if it is ours.
-fn check(db: &Connection, path: &Path) -> Result<usize, StoreError> {
-    let failed = |source| StoreError::Open { path: path.to_owned(), source };
-    let pragma = |name: &str| db.pragma_query_value(None, name, |row| row.get::<_, i32>(0)).map_err(failed);
-    let tables: i64 =
-        db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(failed)?;
-    if tables > 0 && pragma("application_id")? != APPLICATION {
-        return Err(StoreError::Foreign { path: path.to_owned() });
-    }
-    let version = usize::try_from(pragma("user_version")?).unwrap_or(0);
-    let known = MIGRATIONS.len();
-    if version > known {
-        return Err(StoreError::Newer { path: path.to_owned(), version, known });
-    }
-    Ok(version)
-}
-
 fn context_of(
     db: &Connection,
     known: &mut Vec<(Context, i64, i64)>,
@@ -451,43 +414,4 @@ fn context_of(
 fn reason_label(reason: crate::outputs::Reason) -> String {
     // As in the JSON of verdicts.
     serde_json::to_value(reason).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
-}
-
-/// A picture that was being written when the process ended is under a name that nothing else has.
-fn remove_half_written(day: Option<&Path>) {
-    let entries = day.and_then(|day| std::fs::read_dir(day).ok()).into_iter().flatten().flatten();
-    for path in entries.map(|entry| entry.path()) {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("");
-        if name.starts_with('.') && name.ends_with(".tmp") {
-            // It is tried again with the next start.
-            let _ = std::fs::remove_file(&path);
-        }
-    }
-}
-
-fn inode(path: &Path) -> u64 {
-    std::fs::metadata(path).map_or(0, |meta| meta.ino())
-}
-
-/// Renames the database, what belongs to it, and the pictures; nothing is lost. Says the database's new name.
-fn set_aside(folder: &Path) -> Result<PathBuf, StoreError> {
-    let time = Timestamp::now().strftime("%Y%m%dT%H%M%S%.3fZ").to_string();
-    let aside = folder.join(format!("{DATABASE}.damaged-{time}"));
-    let images = folder.join(format!("{IMAGES}.damaged-{time}"));
-    let mut moves = vec![(folder.join(IMAGES), images)];
-    for suffix in ["-wal", "-shm", ""] {
-        let mut to = aside.clone().into_os_string();
-        to.push(suffix);
-        moves.push((folder.join(format!("{DATABASE}{suffix}")), to.into()));
-    }
-    for (from, to) in moves {
-        if let Err(source) = std::fs::rename(&from, to)
-            && source.kind() != std::io::ErrorKind::NotFound
-        {
-            return Err(StoreError::Aside { path: from, source });
-        }
-    }
-    let made = std::fs::create_dir_all(folder.join(IMAGES));
-    made.map_err(|source| StoreError::Folder { path: folder.to_owned(), source })?;
-    Ok(aside)
 }

@@ -22,6 +22,8 @@ const BATCH: usize = 256;
 const RETRY: Duration = Duration::from_secs(1);
 /// Between looks at the limits.
 const RETAIN: Duration = Duration::from_secs(30);
+/// Tidied is even while verdicts come without a pause.
+const TIDY: Duration = Duration::from_secs(5);
 /// News of pictures whose rows have not come yet.
 const EARLY: usize = 64;
 
@@ -76,6 +78,7 @@ pub(super) struct Writer {
     retain_at: Instant,
     room_at: Instant,
     look_at: Instant,
+    tidy_by: Instant,
     no_room: bool,
 }
 
@@ -98,6 +101,7 @@ impl Writer {
             retain_at: now,
             room_at: now,
             look_at: now + RETRY,
+            tidy_by: now + TIDY,
             no_room: false,
         }
     }
@@ -120,7 +124,8 @@ impl Writer {
             }
             let now = Instant::now();
             self.settle(now);
-            if messages.is_empty() {
+            if messages.is_empty() || now >= self.tidy_by {
+                self.tidy_by = now + TIDY;
                 self.tidy(now);
             }
         }

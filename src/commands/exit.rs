@@ -18,6 +18,8 @@ use std::process::ExitCode;
 pub enum Exit {
     /// The reader of our output went away (`inspectd judge … | head -1`): an end, not an error.
     ReaderGone = 0,
+    /// A comparison came out unequal, as in diff(1).
+    Differs = 1,
     /// The command line is wrong.
     Usage = 64,
     /// An image or a model is corrupt or of the wrong kind.

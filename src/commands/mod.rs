@@ -1,6 +1,7 @@
 //! The command line: parse, dispatch, print. One file per subcommand, each with its `Args` and a
 //! `run` that ends in `Ok` or a [`exit::Failure`].
 
+pub mod archive;
 pub mod bench;
 pub mod check;
 pub mod device;
@@ -13,6 +14,7 @@ mod inspect;
 pub mod judge;
 pub mod kernels;
 pub mod plan;
+pub mod replay;
 pub mod serve;
 pub mod teach;
 
@@ -46,6 +48,10 @@ enum Command {
     Eval(eval::Args),
     /// Run the daemon
     Serve(serve::Args),
+    /// Judge a part of the archive again and compare
+    Replay(replay::Args),
+    /// Look into the archive, review parts, make a data set of them
+    Archive(archive::Args),
     /// Check a configuration without running it
     Check(check::Args),
     /// Say what a reload would do with a configuration, before anybody does it
@@ -96,6 +102,8 @@ fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Judge(args) => judge::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Serve(args) => serve::run(args),
+        Command::Replay(args) => replay::run(args),
+        Command::Archive(args) => archive::run(args),
         Command::Check(args) => check::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Import(args) => import::run(args),
@@ -123,6 +131,13 @@ mod tests {
             "inspectd judge --model m a.png b.png --heatmaps h --maps r --json",
             "inspectd eval --model m --dataset d --report r.html --json",
             "inspectd serve --config c.toml",
+            "inspectd replay 7 --config c.toml --model m --device cpu --within 1e-3 --json",
+            "inspectd replay cam1_20261124T093045.123Z_00000007 --config c.toml",
+            "inspectd archive list --config c.toml --line a --verdict bad --verdict unsure --since 2026-11-24 --reviewed \
+             --with-image --limit 9 --json",
+            "inspectd archive show 7 --folder d --json",
+            "inspectd archive review 7 false_alarm --by Ada --folder d",
+            "inspectd archive export --out o --line a --folder d",
             "inspectd check --config c.toml",
             "inspectd plan --config c.toml --against d.toml --json",
             "inspectd import --from a.pth --arch efficientnet_lite0 --out b.safetensors",
