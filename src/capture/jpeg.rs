@@ -49,7 +49,9 @@ impl Decoder {
         let (format, pixel_bytes) = match header.colorspace {
             Colorspace::Gray => (PixelFormat::Gray8, 1),
             Colorspace::RGB | Colorspace::YCbCr => (PixelFormat::Rgb, 3),
-            Colorspace::CMYK | Colorspace::YCCK => return Err("its colours are those of a printer".to_owned()),
+            Colorspace::CMYK | Colorspace::YCCK => {
+                return Err("its colours are those of a printer".to_owned());
+            }
         };
         let too_large = || format!("it claims {width} x {height} pixels");
         if width.checked_mul(height).is_none_or(|pixels| pixels > MAX_PIXELS) {
@@ -85,7 +87,9 @@ mod tests {
 
     /// A picture with something to see in every block.
     fn picture(width: usize, height: usize) -> Vec<u8> {
-        (0..width * height * 3).map(|i| ((i / 3 % width) * 5 + i / (3 * width) * 3 + i % 3 * 40) as u8).collect()
+        (0..width * height * 3)
+            .map(|i| ((i / 3 % width) * 5 + i / (3 * width) * 3 + i % 3 * 40) as u8)
+            .collect()
     }
 
     fn encode(width: usize, height: usize) -> Vec<u8> {

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
+use crate::imaging::ImageHealth;
+
 /// Why a captured frame was not handed to the consumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DropReason {
@@ -119,6 +121,7 @@ pub struct CaptureStats {
     pub(super) finished: AtomicBool,
     last_frame_at: Mutex<Option<Instant>>,
     last_fault: Mutex<Option<String>>,
+    image: Mutex<Option<ImageHealth>>,
 }
 
 /// A counter's lock is never left half-written: each holder only adds. So poison is no news.
@@ -173,6 +176,15 @@ impl CaptureStats {
     /// What went wrong last, as a sentence; kept after recovery.
     pub fn last_fault(&self) -> Option<String> {
         lock(&self.last_fault).clone()
+    }
+
+    /// How the pictures of late are; `None` before the first.
+    pub fn image(&self) -> Option<ImageHealth> {
+        *lock(&self.image)
+    }
+
+    pub(super) fn set_image(&self, image: ImageHealth) {
+        *lock(&self.image) = Some(image);
     }
 
     pub(super) fn count_restart(&self, reason: RestartReason) {

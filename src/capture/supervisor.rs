@@ -20,6 +20,8 @@ const UPSTREAM_HOLDS: u64 = 2;
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// A source that warns without end gets one line in so long.
+const WARNINGS_APART: Duration = Duration::from_secs(10);
 /// Frames must have flowed for so long before a fault counts as the first one again.
 const BACKOFF_RESET: Duration = Duration::from_secs(3);
 
@@ -32,7 +34,13 @@ impl Backoff {
         Backoff(BACKOFF_FIRST)
     }
 
-    /// The pause after a pipeline that delivered frames for `flowed`.
+    /// When a pipeline is built again that delivered frames for `flowed`. The pause counts from `since`: the fault, or
+    /// the beginning of a start that brought no frame. So a camera that takes seconds to say no is asked as often as
+    /// one that says it at once.
+    fn until(&mut self, flowed: Duration, since: Instant, now: Instant) -> Instant {
+        (since + self.pause_after(flowed)).max(now + BACKOFF_FIRST)
+    }
+
     fn pause_after(&mut self, flowed: Duration) -> Duration {
         if flowed >= BACKOFF_RESET {
             self.0 = BACKOFF_FIRST;
@@ -48,7 +56,18 @@ enum Ending {
     Stopped,
     Finished,
     Again,
-    Fault { reason: RestartReason, message: String, flowed: Duration },
+    /// After a fault; not before this time.
+    NotBefore(Instant),
+}
+
+/// Why a pipeline has to be built again.
+struct Fault {
+    reason: RestartReason,
+    message: String,
+    /// From its first frame to the last.
+    flowed: Duration,
+    /// From here on the pause counts.
+    since: Instant,
 }
 
 pub(super) struct Supervisor {
@@ -71,27 +90,20 @@ impl Supervisor {
                 None => Pipeline::build(&self.config),
             };
             let ending = match pipeline {
-                Ok(pipeline) => self.live(pipeline),
-                Err(error) => Ending::Fault {
-                    reason: RestartReason::StateChange,
-                    message: error.to_string(),
-                    flowed: Duration::ZERO,
-                },
+                Ok(pipeline) => self.live(pipeline, &mut backoff),
+                Err(error) => {
+                    let (reason, message) = (RestartReason::StateChange, error.to_string());
+                    let (flowed, since) = (Duration::ZERO, self.clock.now());
+                    self.note(Fault { reason, message, flowed, since }, &mut backoff)
+                }
             };
             match ending {
                 Ending::Stopped | Ending::Finished => break,
                 Ending::Again => {
                     self.stats.loops.fetch_add(1, Relaxed);
                 }
-                Ending::Fault { reason, message, flowed } => {
-                    let pause = backoff.pause_after(flowed);
-                    self.stats.up.store(false, Relaxed);
-                    self.stats.set_fault(&message);
-                    self.stats.count_restart(reason);
-                    let (camera, reason) = (self.config.name.as_str(), reason.label());
-                    let pause_ms = pause.as_millis() as u64;
-                    tracing::warn!(camera, reason, pause_ms, "The camera is restarted: {message}.");
-                    if self.stops_within(pause) {
+                Ending::NotBefore(time) => {
+                    if self.stops_before(time) {
                         break;
                     }
                 }
@@ -104,19 +116,42 @@ impl Supervisor {
     }
 
     /// Runs one pipeline to its end.
-    fn live(&self, pipeline: Pipeline) -> Ending {
+    fn live(&self, pipeline: Pipeline, backoff: &mut Backoff) -> Ending {
         let run = Arc::new(Run::default());
         pipeline.connect(Arc::clone(&self.intake), Arc::clone(&run), Arc::clone(&self.memory));
-        let ending = self.watch(&pipeline, &run);
+        let began = self.clock.now();
+        let watched = self.watch(&pipeline, &run, began);
         // In this order: a streaming thread that waits for the consumer must give up before the pipeline
         // waits for that thread.
         run.halt.store(true, Relaxed);
+        // Ending a pipeline may take seconds, and whoever watches should not have to wait for it.
+        let ending = watched.unwrap_or_else(|fault| self.note(fault, backoff));
         drop(pipeline);
         ending
     }
 
-    fn watch(&self, pipeline: &Pipeline, run: &Run) -> Ending {
-        let fault = |reason, message| Ending::Fault { reason, message, flowed: self.flowed(run) };
+    /// Says that the camera is down, and why.
+    fn note(&self, fault: Fault, backoff: &mut Backoff) -> Ending {
+        let Fault { reason, message, flowed, since } = fault;
+        let now = self.clock.now();
+        let until = backoff.until(flowed, since, now);
+        let pause_ms = until.saturating_duration_since(now).as_millis() as u64;
+        let camera = self.config.name.as_str();
+        tracing::warn!(camera, reason = reason.label(), pause_ms, "The camera is restarted: {message}.");
+        self.stats.up.store(false, Relaxed);
+        self.stats.set_fault(&message);
+        self.stats.count_restart(reason);
+        Ending::NotBefore(until)
+    }
+
+    fn fault(&self, reason: RestartReason, message: String, run: &Run, began: Instant) -> Fault {
+        let since = if run.first_frame_at.get().is_some() { self.clock.now() } else { began };
+        Fault { reason, message, flowed: self.flowed(run), since }
+    }
+
+    fn watch(&self, pipeline: &Pipeline, run: &Run, began: Instant) -> Result<Ending, Fault> {
+        let fault = |reason, message| Err(self.fault(reason, message, run, began));
+        let mut warned: Option<Instant> = None;
         if let Err(message) = pipeline.play() {
             return fault(RestartReason::StateChange, message);
         }
@@ -124,16 +159,19 @@ impl Supervisor {
         let mut progress = self.clock.now();
         loop {
             if self.is_stopping() {
-                return Ending::Stopped;
+                return Ok(Ending::Stopped);
             }
             match pipeline.next_event(TICK) {
                 Event::Quiet => {}
+                // A bad link may warn with each packet.
+                Event::Warning(_) if warned.is_some_and(|at| self.clock.now() - at < WARNINGS_APART) => {}
                 Event::Warning(message) => {
+                    warned = Some(self.clock.now());
                     tracing::warn!(camera = self.config.name, "The source warns: {message}.");
                 }
                 Event::Error { message, negotiation: true } => return fault(RestartReason::Caps, message),
                 Event::Error { message, negotiation: false } => return fault(RestartReason::Error, message),
-                Event::Eos => return self.ending_at_eos(run),
+                Event::Eos => return self.ending_at_eos(run, began),
             }
             let now = self.clock.now();
             if let Some(at) = run.first_frame_at.get().and_then(|_| self.stats.last_frame_at()) {
@@ -149,21 +187,19 @@ impl Supervisor {
         }
     }
 
-    fn ending_at_eos(&self, run: &Run) -> Ending {
+    fn ending_at_eos(&self, run: &Run, began: Instant) -> Result<Ending, Fault> {
         let had_frames = run.first_frame_at.get().is_some();
         match self.config.on_eos {
-            OnEos::Stop if had_frames => Ending::Finished,
+            OnEos::Stop if had_frames => Ok(Ending::Finished),
             OnEos::Stop => {
                 self.stats.set_fault("the source ended without a frame");
                 tracing::warn!(camera = self.config.name, "The source ended without a frame.");
-                Ending::Finished
+                Ok(Ending::Finished)
             }
-            OnEos::Loop if had_frames => Ending::Again,
-            OnEos::Loop | OnEos::Restart => Ending::Fault {
-                reason: RestartReason::Eos,
-                message: "the stream ended".to_owned(),
-                flowed: self.flowed(run),
-            },
+            OnEos::Loop if had_frames => Ok(Ending::Again),
+            OnEos::Loop | OnEos::Restart => {
+                Err(self.fault(RestartReason::Eos, "the stream ended".to_owned(), run, began))
+            }
         }
     }
 
@@ -186,11 +222,10 @@ impl Supervisor {
         !matches!(self.stop.try_recv(), Err(TryRecvError::Empty))
     }
 
-    /// Waits out a pause by the camera's clock; true when told to stop meanwhile.
-    fn stops_within(&self, pause: Duration) -> bool {
-        let start = self.clock.now();
-        while self.clock.now().saturating_duration_since(start) < pause {
-            if !matches!(self.stop.recv_timeout(TICK.min(pause)), Err(RecvTimeoutError::Timeout)) {
+    /// Waits for a time on the camera's clock; true when told to stop meanwhile.
+    fn stops_before(&self, time: Instant) -> bool {
+        while self.clock.now() < time {
+            if !matches!(self.stop.recv_timeout(TICK), Err(RecvTimeoutError::Timeout)) {
                 return true;
             }
         }
@@ -210,5 +245,16 @@ mod tests {
         assert_eq!(backoff.pause_after(Duration::from_millis(2999)).as_millis(), 5000);
         assert_eq!(backoff.pause_after(Duration::from_secs(3)).as_millis(), 200);
         assert_eq!(backoff.pause_after(Duration::ZERO).as_millis(), 400);
+    }
+
+    #[test]
+    fn the_time_that_a_start_took_is_part_of_the_pause() {
+        let mut backoff = Backoff(BACKOFF_MAX);
+        let since = Instant::now();
+        let mut rest = |spent_ms| {
+            let now = since + Duration::from_millis(spent_ms);
+            (backoff.until(Duration::ZERO, since, now) - now).as_millis()
+        };
+        assert_eq!([rest(0), rest(2500), rest(4900), rest(9000)], [5000, 2500, 200, 200]);
     }
 }

@@ -424,6 +424,24 @@ fn a_change_of_size_is_followed_and_larger_frames_get_a_new_pool() {
 }
 
 #[test]
+fn a_change_of_size_that_the_source_forbids_is_a_fault_of_its_own_kind() {
+    let part =
+        |width| format!("videotestsrc num-buffers=3 ! video/x-raw,format=RGB,width={width},height=16 ! c. ");
+    let fixed = format!("concat name=c {}{}c. ! identity ! video/x-raw,width=16", part(16), part(32));
+    let clock = Arc::new(ManualClock::new());
+    let camera =
+        Camera::start(CameraConfig { on_eos: OnEos::Restart, ..config(&fixed) }, clock.clone()).unwrap();
+    for sequence in 0..3 {
+        assert_eq!(next(&camera).sequence(), sequence);
+    }
+    until(&camera, "a restart", |stats| stats.restarts(RestartReason::Caps) == 1);
+    assert!(!camera.stats().is_up(), "down at once");
+    clock.advance(Duration::from_millis(200));
+    assert_eq!(next(&camera).sequence(), 3);
+    camera.stop(PATIENCE).unwrap();
+}
+
+#[test]
 fn dropping_a_camera_ends_it() {
     let camera = start(config("videotestsrc"));
     let frames = camera.frames().clone();

@@ -186,7 +186,7 @@ fn not_started(error: StartError) -> Failure {
             let exit = if missing { Exit::NoInput } else { Exit::Data };
             return Failure::new(exit, error).hint("inspectd teach --images DIR --out FILE");
         }
-        StartError::Rules(_) => Exit::Config,
+        StartError::Rules(_) | StartError::Token { .. } => Exit::Config,
         StartError::Archive(ArchiveError::Store(_)) => {
             return Failure::new(Exit::CantCreate, error).hint("folder = \"ANOTHER\" under [archive]");
         }

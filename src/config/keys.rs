@@ -11,18 +11,26 @@ pub enum Section {
     Archive,
     Mqtt,
     Line,
+    Trigger,
     Thresholds,
     Outputs,
     Modbus,
     Webhook,
+    CameraHealth,
 }
 
 impl Section {
     /// Tables of their own, in the order of the example.
     pub const TOP: &[Section] = &[Section::Daemon, Section::Archive, Section::Mqtt];
     /// Tables inside each `[[line]]`.
-    pub const IN_LINE: &[Section] =
-        &[Section::Thresholds, Section::Outputs, Section::Modbus, Section::Webhook];
+    pub const IN_LINE: &[Section] = &[
+        Section::Trigger,
+        Section::Thresholds,
+        Section::Outputs,
+        Section::Modbus,
+        Section::Webhook,
+        Section::CameraHealth,
+    ];
 
     /// Every table, in the order of the example.
     pub fn all() -> impl Iterator<Item = Section> {
@@ -36,10 +44,12 @@ impl Section {
             Section::Archive => "archive",
             Section::Mqtt => "mqtt",
             Section::Line => "line",
+            Section::Trigger => "trigger",
             Section::Thresholds => "thresholds",
             Section::Outputs => "outputs",
             Section::Modbus => "modbus",
             Section::Webhook => "webhook",
+            Section::CameraHealth => "camera_health",
         }
     }
 
@@ -66,12 +76,19 @@ impl Section {
                 "One production line: a camera, a model and what its verdicts drive. Repeat this table, and \
                  those that follow, for each."
             }
+            Section::Trigger => "Which of the camera's frames are parts.",
             Section::Thresholds => "Overrides of the thresholds that the model was given when it was taught.",
             Section::Outputs => "What becomes of verdicts.",
             Section::Modbus => {
                 "Verdicts to a PLC by Modbus/TCP. The map of coils and registers is in docs/outputs.md."
             }
             Section::Webhook => "Verdicts to a web server, one POST of JSON each. See docs/outputs.md.",
+            Section::CameraHealth => {
+                "What the line's pictures must be like, so that a dirty lens or a failed lamp is not taken for bad \
+                 parts. A line whose pictures of late (a mean over about 16) are not so is reported by /healthz, the \
+                 log and inspectd_line_healthy; it goes on judging. inspectd_image_* show what is measured, over \
+                 the whole frame: choose limits by what they show on a good day."
+            }
         }
     }
 
@@ -228,7 +245,9 @@ impl Key {
 }
 
 use self::Default::{Absent, Required, Value};
-use self::Section::{Archive, Daemon, Line, Modbus, Mqtt, Outputs, Thresholds, Webhook};
+use self::Section::{
+    Archive, CameraHealth, Daemon, Line, Modbus, Mqtt, Outputs, Thresholds, Trigger, Webhook,
+};
 
 pub static KEYS: &[Key] = &[
     key(Daemon, "http", Kind::Address, Value("\"127.0.0.1:9464\""), Reload::Daemon).text(
@@ -270,6 +289,10 @@ pub static KEYS: &[Key] = &[
         Reload::Daemon,
     )
     .text("Least severe log line that is written. $INSPECTD_LOG, if set, wins."),
+    key(Daemon, "token_file", Kind::Path, Absent, Reload::Daemon).example("\"/etc/inspectd/token\"").text(
+        "File with the token (at least 16 characters) that a client needs to change something over HTTP: \
+         `Authorization: Bearer TOKEN`. If absent, clients on this machine alone may. Reading is free.",
+    ),
     key(Archive, "folder", Kind::Path, Absent, Reload::Daemon)
         .example("\"/var/lib/inspectd/archive\"")
         .text("Folder for inspectd.sqlite and its pictures. If absent, there is no archive."),
@@ -330,7 +353,9 @@ pub static KEYS: &[Key] = &[
         .text(
             "The camera, as given to gst-launch-1.0 but without a sink. Raw video in GRAY8, RGB, BGR, BGRx, \
              NV12, I420 or YUY2 is taken as it is, and so are Bayer mosaics of 8 bits if they are asked for \
-             (`! video/x-bayer,format=rggb`, or grbg, gbrg, bggr); anything else that is raw is converted.",
+             (`! video/x-bayer,format=rggb`, or grbg, gbrg, bggr); anything else that is raw is converted. JPEG \
+             (`! image/jpeg,width=1280,height=720`) is decoded here, without `! jpegdec`: a picture that was cut or \
+             damaged on the way is then seen, and its part is unjudged.",
         ),
     key(Line, "roi", Kind::Rect, Absent, Reload::Hot).unit("pixels").example("[320, 40, 640, 640]").text(
         "Region of interest in the frame: [x, y, width, height]. If absent, the whole frame. The model \
@@ -365,6 +390,25 @@ pub static KEYS: &[Key] = &[
         .text(
             "A source that gives no frame for this long is started again, and /healthz says so. 0 never \
              (for triggered cameras).",
+        ),
+    key(
+        Trigger,
+        "mode",
+        Kind::Choice(&["continuous", "software", "hardware"]),
+        Value("\"continuous\""),
+        Reload::Line,
+    )
+    .text(
+        "\"continuous\": every frame is a part. \"hardware\": so it is, but the camera sends frames only when it is \
+         triggered, so its silence is no fault (stall_timeout_ms does not count). \"software\": the first frame that \
+         is captured after POST /lines/NAME/trigger {\"part_id\": \"A17\"} is the part, and other frames are dropped \
+         as not_triggered.",
+    ),
+    key(Trigger, "frame_within_ms", Kind::Integer { min: 1, max: 600_000 }, Value("1000"), Reload::Hot)
+        .unit("ms")
+        .text(
+            "How long after a software trigger its frame may come. A part without a frame by then is late, with \
+             reason no_frame.",
         ),
     key(Thresholds, "unsure", Kind::Float, Absent, Reload::Hot)
         .unit("score")
@@ -422,6 +466,29 @@ pub static KEYS: &[Key] = &[
         .text(
             "File whose first line is sent as `Authorization: Bearer`. Read at start and at each reload. \
              If absent, none is sent.",
+        ),
+    key(CameraHealth, "frozen_after", Kind::Integer { min: 0, max: 1_000_000 }, Value("100"), Reload::Hot)
+        .unit("frames")
+        .text(
+            "So many frames in a row that are the same as the one before are a fault: the noise of a real camera \
+             makes no two alike. 0 never (for pictures from files).",
+        ),
+    key(CameraHealth, "contrast_min", Kind::Float, Value("0.5"), Reload::Hot)
+        .unit("grey levels")
+        .text("Standard deviation of the luma, at least. Less has only a covered lens or a dead sensor. 0 never."),
+    key(CameraHealth, "brightness_min", Kind::Float, Absent, Reload::Hot)
+        .unit("grey levels")
+        .example("40.0")
+        .text("Mean luma, at least: 0 is black, 255 white. If absent, any."),
+    key(CameraHealth, "brightness_max", Kind::Float, Absent, Reload::Hot)
+        .unit("grey levels")
+        .example("210.0")
+        .text("Mean luma, at most. If absent, any."),
+    key(CameraHealth, "sharpness_min", Kind::Float, Absent, Reload::Hot)
+        .example("60.0")
+        .text(
+            "Variance of the luma's Laplacian, at least. Its scale is the scene's own: half of what a clean lens \
+             shows is a good limit. If absent, any.",
         ),
 ];
 

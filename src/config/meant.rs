@@ -71,6 +71,8 @@ pub struct DaemonConfig {
     pub threads: usize,
     pub drain: Duration,
     pub state_dir: Option<PathBuf>,
+    /// `None`: changes are for clients on this machine.
+    pub token_file: Option<PathBuf>,
     pub log_format: LogFormat,
     /// A level of `tracing`, lower case.
     pub log_level: String,
@@ -89,6 +91,21 @@ pub struct ArchiveConfig {
     /// How long a verdict waits until it is in there.
     pub wait: Duration,
     pub power_safe: bool,
+}
+
+/// Which frames are parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TriggerMode {
+    Continuous,
+    Software,
+    Hardware,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TriggerConfig {
+    pub mode: TriggerMode,
+    /// From a software trigger to its frame.
+    pub frame_within: Duration,
 }
 
 /// What gives way when a line's queue is full.
@@ -137,6 +154,17 @@ pub struct OutputsConfig {
     pub heatmaps_keep: usize,
 }
 
+/// What a line's pictures must be like; see `imaging::statistics` for the measures.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PictureTerms {
+    /// `None`: never.
+    pub frozen_after: Option<u64>,
+    pub contrast_min: f32,
+    pub brightness_min: Option<f32>,
+    pub brightness_max: Option<f32>,
+    pub sharpness_min: Option<f32>,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct LineConfig {
     pub name: LineName,
@@ -154,10 +182,12 @@ pub struct LineConfig {
     pub sync: bool,
     /// `None`: never.
     pub stall_timeout: Option<Duration>,
+    pub trigger: TriggerConfig,
     pub thresholds: ThresholdOverride,
     pub outputs: OutputsConfig,
     pub modbus: Option<ModbusConfig>,
     pub webhook: Option<WebhookConfig>,
+    pub camera_health: PictureTerms,
     pub settings: Settings,
 }
 
@@ -300,6 +330,7 @@ fn daemon(section: &RawSection, base: &Path, out: &mut Diagnostics<'_>) -> Daemo
         threads: read.integer("threads"),
         drain: read.millis("drain_ms"),
         state_dir: read.path("state_dir"),
+        token_file: read.path("token_file"),
         log_format: match read.text("log_format") {
             Some("text") => LogFormat::Text,
             Some("json") => LogFormat::Json,
@@ -336,6 +367,8 @@ fn line(raw: &RawGroup, base: &Path, out: &mut Diagnostics<'_>) -> LineConfig {
     let outputs = outputs(&Reader { section: raw.section(Section::Outputs), base, out });
     let modbus = outlets::modbus(&Reader { section: raw.section(Section::Modbus), base, out });
     let webhook = outlets::webhook(&Reader { section: raw.section(Section::Webhook), base, out });
+    let camera_health = pictures(&mut Reader { section: raw.section(Section::CameraHealth), base, out });
+    let trigger = trigger(&Reader { section: raw.section(Section::Trigger), base, out });
     let mut read = Reader { section: raw.section(Section::Line), base, out };
     let (slots, queue) = (read.integer("slots"), read.integer("queue"));
     if slots > 0 && queue + SLOTS_BESIDE_QUEUE > slots {
@@ -378,13 +411,26 @@ fn line(raw: &RawGroup, base: &Path, out: &mut Diagnostics<'_>) -> LineConfig {
             _ => OnEos::Restart,
         },
         sync: matches!(read.section.get("sync").0, Some(Value::Bool(true))),
-        stall_timeout: read.millis_or_never("stall_timeout_ms"),
+        stall_timeout: read
+            .millis_or_never("stall_timeout_ms")
+            .filter(|_| trigger.mode != TriggerMode::Hardware),
+        trigger,
         thresholds,
         outputs,
         modbus,
         webhook,
+        camera_health,
         settings: Vec::new(),
     }
+}
+
+fn trigger(read: &Reader<'_, '_>) -> TriggerConfig {
+    let mode = match read.text("mode") {
+        Some("software") => TriggerMode::Software,
+        Some("hardware") => TriggerMode::Hardware,
+        _ => TriggerMode::Continuous,
+    };
+    TriggerConfig { mode, frame_within: read.millis("frame_within_ms") }
 }
 
 fn thresholds(read: &mut Reader<'_, '_>) -> ThresholdOverride {
@@ -399,6 +445,26 @@ fn thresholds(read: &mut Reader<'_, '_>) -> ThresholdOverride {
         );
     }
     found
+}
+
+fn pictures(read: &mut Reader<'_, '_>) -> PictureTerms {
+    let terms = PictureTerms {
+        frozen_after: Some(read.integer("frozen_after") as u64).filter(|&frames| frames > 0),
+        contrast_min: read.float("contrast_min").unwrap_or(0.0),
+        brightness_min: read.float("brightness_min"),
+        brightness_max: read.float("brightness_max"),
+        sharpness_min: read.float("sharpness_min"),
+    };
+    if let (Some(min), Some(max)) = (terms.brightness_min, terms.brightness_max)
+        && min > max
+    {
+        read.refuse(
+            "brightness_min",
+            format!("`brightness_min` ({min}) is above `brightness_max` ({max}), so no picture would do"),
+            &format!("brightness_min = {max} and brightness_max = {min}"),
+        );
+    }
+    terms
 }
 
 fn outputs(read: &Reader<'_, '_>) -> OutputsConfig {

@@ -31,7 +31,8 @@ pub use in_force::{IN_FORCE_FILE, Record as InForceRecord};
 pub use keys::{KEYS, Key, Reload, Section};
 pub use meant::{
     ArchiveConfig, Config, ConfigHash, DaemonConfig, DropPolicy, HeatmapsOf, LineConfig, LineName, LogFormat,
-    OnEos, OutputsConfig, SLOTS_BESIDE_QUEUE, Settings, Sink, ThresholdOverride,
+    OnEos, OutputsConfig, PictureTerms, SLOTS_BESIDE_QUEUE, Settings, Sink, ThresholdOverride, TriggerConfig,
+    TriggerMode,
 };
 pub use outlets::{ModbusConfig, MqttConfig, OfVerdicts, Url, WebhookConfig};
 pub use raw::Value;

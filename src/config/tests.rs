@@ -269,6 +269,7 @@ fn changed(key: &'static Key) -> String {
         (keys::Kind::Choice(all), Default::Value(v)) => {
             format!("{:?}", all.iter().find(|c| format!("{c:?}") != v).unwrap())
         }
+        (keys::Kind::Float, Default::Value(_)) => "0.125".to_owned(),
         (keys::Kind::Bool, _) => "true".to_owned(),
         (keys::Kind::Device, _) => "\"cuda:1\"".to_owned(),
         (keys::Kind::Address | keys::Kind::Sink, _) => "\"off\"".to_owned(),

@@ -8,6 +8,7 @@ pub mod heatmap;
 pub mod pixel;
 pub mod preprocess;
 pub mod resize;
+pub mod statistics;
 pub mod yuv;
 
 pub use bayer::Mosaic;
@@ -17,3 +18,4 @@ pub use heatmap::Heatmap;
 pub use pixel::{FrameView, PixelFormat, Plane, Roi};
 pub use preprocess::{Preprocessor, normalisation};
 pub use resize::Axis;
+pub use statistics::{ImageHealth, ImageStatistics};

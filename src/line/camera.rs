@@ -10,7 +10,7 @@ use crate::capture::{
     self, CameraConfig, CaptureStats, Damage, DropReason, Frame, RestartReason, SystemClock,
 };
 use crate::config::{DropPolicy, LineConfig, OnEos};
-use crate::imaging::FrameView;
+use crate::imaging::{FrameView, ImageHealth};
 use crate::outputs::Pixels;
 use crate::pages::Pages;
 
@@ -43,6 +43,8 @@ pub struct CameraCounts {
     pub up: bool,
     pub last_frame_at: Option<Instant>,
     pub last_fault: Option<String>,
+    /// How the pictures of late are.
+    pub image: Option<ImageHealth>,
 }
 
 impl CameraCounts {
@@ -118,7 +120,10 @@ impl CameraView for Succession {
 
 /// Labels of `frames_dropped_total`.
 pub fn drop_reasons() -> Vec<&'static str> {
-    DropReason::ALL.map(DropReason::label).to_vec()
+    let mut reasons = DropReason::ALL.map(DropReason::label).to_vec();
+    // The desk's own.
+    reasons.push("not_triggered");
+    reasons
 }
 
 /// Labels of `camera_restarts_total`.
@@ -139,6 +144,7 @@ impl CameraView for CaptureStats {
             up: self.is_up(),
             last_frame_at: self.last_frame_at(),
             last_fault: self.last_fault(),
+            image: self.image(),
         }
     }
 }

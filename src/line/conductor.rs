@@ -13,6 +13,7 @@ use super::desk::{Desk, FrameId, Terms};
 use super::heart::{Heart, TICK};
 use super::judge::{Done, Handover, Job, Judge};
 use super::shared::LineShared;
+use super::trigger::Triggers;
 use super::{Picture, Problem};
 use crate::archive::Archive;
 use crate::capture::Damage;
@@ -99,13 +100,15 @@ pub struct Conductor<P> {
     /// At hand, longest unused first: all are used early, so that none grows late.
     pub maps: VecDeque<Heatmap>,
     pub heart: Arc<Heart>,
-    pub late: Vec<FrameId>,
+    pub late: Vec<(FrameId, Reason)>,
+    pub triggers: Triggers,
 }
 
 /// Inputs other than cameras.
 const DONE: usize = 0;
 const CONTROL: usize = 1;
-const CAMERAS: usize = 2;
+const TRIGGERS: usize = 2;
+const CAMERAS: usize = 3;
 
 impl<P: Picture> Conductor<P> {
     pub fn run(mut self) -> End {
@@ -121,12 +124,14 @@ impl<P: Picture> Conductor<P> {
     fn attend(&mut self, drain_until: &mut Option<Instant>) -> Option<End> {
         // Beside `self`, so that waiting on them leaves it free.
         let (done, control) = (self.done.clone(), self.control.clone());
+        let triggers = self.triggers.heard().clone();
         let cameras: Vec<Receiver<P>> = self.seats.iter().map(|seat| seat.frames.clone()).collect();
         let listened: Vec<bool> = (0..cameras.len()).map(|line| self.listens(line)).collect();
         let order: Vec<usize> = (0..cameras.len()).filter(|&line| listened[line]).collect();
         let mut select = Select::new();
         select.recv(&done);
         select.recv(&control);
+        select.recv(&triggers);
         for &line in &order {
             select.recv(&cameras[line]);
         }
@@ -169,6 +174,7 @@ impl<P: Picture> Conductor<P> {
                     // Whoever started us has gone: there is nobody to run for.
                     Err(TryRecvError::Disconnected) => return Some(End::Cut(self.cut())),
                 },
+                Ok(TRIGGERS) => self.hear(),
                 Ok(ready) => {
                     let line = order.get(ready - CAMERAS).copied().unwrap_or(0);
                     match cameras[line].try_recv() {
@@ -251,7 +257,16 @@ impl<P: Picture> Conductor<P> {
         self.jobs.send(Job::Take(Handover { judges, rois, done })).is_ok()
     }
 
+    /// Takes the triggers that were fired.
+    fn hear(&mut self) {
+        while let Ok(trigger) = self.triggers.heard().try_recv() {
+            self.desk.arm(trigger);
+        }
+    }
+
     fn arrived(&mut self, line: usize, picture: P) {
+        // It may be the frame of a trigger that was fired just before it was captured.
+        self.hear();
         if let Some(damage) = picture.damage() {
             return self.damaged(line, &picture, damage);
         }
@@ -266,6 +281,7 @@ impl<P: Picture> Conductor<P> {
     fn damaged(&mut self, line: usize, picture: &P, damage: Damage) {
         let id = self.desk.arrive_damaged(line, picture);
         self.publish(line, None);
+        let Some(id) = id else { return };
         let event = LineEvent::FrameDamaged { sequence: id.sequence, damage: &damage };
         self.seats[line].shared.telemetry.emit(event);
         let (record, _) = self.verdict(id, Verdict::Unjudged, None, Instant::now());
@@ -274,11 +290,11 @@ impl<P: Picture> Conductor<P> {
 
     fn expire(&mut self, now: Instant) {
         let mut late = std::mem::take(&mut self.late);
-        self.desk.expire(now, |id| late.push(id));
-        for id in late.drain(..) {
+        self.desk.expire(now, |id, reason| late.push((id, reason)));
+        for (id, reason) in late.drain(..) {
             self.publish(id.line, None);
             let (record, _) = self.verdict(id, Verdict::Late, None, now);
-            self.submit(Record { reason: Some(Reason::Deadline), ..record }, false);
+            self.submit(Record { reason: Some(reason), ..record }, false);
         }
         self.late = late;
     }
@@ -324,6 +340,7 @@ impl<P: Picture> Conductor<P> {
             rules: Arc::clone(&seat.rules),
             telemetry: Arc::clone(&seat.shared.telemetry),
             sequence: id.sequence,
+            part_id: id.part,
             captured_at: wall_clock(latency),
             verdict,
             reason: None,

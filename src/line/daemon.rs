@@ -23,10 +23,12 @@ use super::notify::Notifier;
 use super::reload::{self, Cameras, Errand, InForce, Outcome};
 use super::shared::{CameraTerms, LineShared, Lines, Published, State};
 use super::supply::{FileStamp, ModelFacts, NoJudge, Supplier};
+use super::trigger::Triggers;
 use super::{Picture, Problem, judge, ledger};
 use crate::archive::{self, Archive, ArchiveError};
 use crate::config::{Config, LineConfig, LineName};
 use crate::imaging::Heatmap;
+use crate::outputs::access::Access;
 use crate::outputs::http::Server;
 use crate::outputs::{HeatmapWriter, Latest, LineStatus, Outlets, VerdictWriter};
 use crate::telemetry::{Event, LineEvent, LineMetrics, LineTelemetry, Reload, Telemetry};
@@ -57,6 +59,8 @@ pub enum StartError {
     Rules(String),
     #[error(transparent)]
     Archive(#[from] ArchiveError),
+    #[error("the token of [daemon] token_file cannot be read from {path}: {source}", path = path.display())]
+    Token { path: PathBuf, source: std::io::Error },
     #[error("line {line}: {source}")]
     Camera { line: LineName, source: Problem },
     #[error("the {name} thread cannot be started: {source}")]
@@ -116,6 +120,10 @@ pub fn start<P: Picture>(
     listener: Option<TcpListener>,
 ) -> Result<Daemon<P>, StartError> {
     let thread = |name| move |source| StartError::Thread { name, source };
+    let access = Access::read(config.daemon.token_file.as_deref()).map_err(|source| {
+        let path = config.daemon.token_file.clone().unwrap_or_default();
+        StartError::Token { path, source }
+    })?;
     let heart = Arc::new(Heart::new(Instant::now()));
     let stamps: Vec<Option<FileStamp>> = config.lines.iter().map(|line| FileStamp::of(&line.model)).collect();
     let asked: Vec<&LineConfig> = config.lines.iter().collect();
@@ -181,7 +189,9 @@ pub fn start<P: Picture>(
         seats.push(Seat::new(camera.frames, rules, line_shared));
     }
 
+    let triggers = Triggers::new(&config.lines);
     let lines = Arc::new(Lines {
+        triggers: triggers.clone(),
         lines: shared,
         heart: Arc::clone(&heart),
         state: Mutex::new(State { name: "starting", config_hash }),
@@ -211,6 +221,7 @@ pub fn start<P: Picture>(
         maps: (0..maps).map(|_| Heatmap { width: 0, height: 0, data: Vec::new() }).collect(),
         heart,
         late: Vec::new(),
+        triggers,
     };
     let conductor_thread = std::thread::Builder::new()
         .name("verdict".to_owned())
@@ -220,7 +231,9 @@ pub fn start<P: Picture>(
         })
         .map_err(thread("verdict"))?;
     let server = match listener {
-        Some(listener) => Some(Server::start(listener, Arc::<Lines>::clone(&lines)).map_err(thread("http"))?),
+        Some(listener) => {
+            Some(Server::start(listener, Arc::<Lines>::clone(&lines), access).map_err(thread("http"))?)
+        }
         None => None,
     };
     if let Some(server) = &server {
@@ -352,6 +365,10 @@ impl<P: Picture> Daemon<P> {
             if let (Some(archive), Some(config)) = (&self.archive, &next.config.archive) {
                 archive.set(archive::Terms::of(config));
             }
+            for (shared, line) in self.lines.lines.iter().zip(&next.config.lines) {
+                shared.expect_pictures(line.camera_health);
+            }
+            self.lines.triggers.renew(&next.config.lines);
             self.in_force = next;
             self.supplier.in_force(&self.in_force);
         }

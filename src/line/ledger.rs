@@ -47,7 +47,11 @@ pub fn check_final(desk: &Counts, camera: &CameraCounts) -> Result<(), Imbalance
 /// that is so many as it should be is what [`check`] says.
 pub fn export(desk: &Counts, camera: CameraCounts, healthy: bool) -> FrameCounts {
     let mut dropped = camera.dropped;
-    dropped.extend([("queue_full", desk.queue_full), ("shutdown", desk.shutdown)]);
+    dropped.extend([
+        ("queue_full", desk.queue_full),
+        ("not_triggered", desk.not_triggered),
+        ("shutdown", desk.shutdown),
+    ]);
     let ends = desk.verdicts.iter().sum::<u64>() + dropped.iter().map(|(_, n)| n).sum::<u64>();
     FrameCounts {
         captured: camera.captured,
@@ -58,6 +62,7 @@ pub fn export(desk: &Counts, camera: CameraCounts, healthy: bool) -> FrameCounts
         verdicts: desk.verdicts,
         dropped,
         restarts: camera.restarts,
+        missed: desk.missed,
         camera_up: camera.up,
         healthy,
     }

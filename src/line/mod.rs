@@ -31,6 +31,7 @@ mod supply;
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod trigger;
 
 pub use desk::{Counts, Desk, FrameId, Picture, Terms};
 pub use judge::Judge;

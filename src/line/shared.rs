@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use super::camera::{CameraCounts, CameraView, Succession};
 use super::desk::Counts;
 use super::heart::Heart;
+use super::trigger::Triggers;
 use super::{health, ledger};
-use crate::config::LineConfig;
-use crate::outputs::Latest;
-use crate::outputs::http::{Board, Health, LineHealth};
+use crate::config::{LineConfig, PictureTerms};
+use crate::outputs::http::{Board, Health, LineHealth, TriggerRefused};
+use crate::outputs::{Latest, PartId};
 use crate::telemetry::{FrameCounts, LineTelemetry, Telemetry};
 
 /// Written by the verdict thread after each frame.
@@ -35,11 +36,13 @@ pub struct CameraTerms {
     pub slots: usize,
     pub stall_timeout: Option<Duration>,
     pub started: Instant,
+    pub picture: PictureTerms,
 }
 
 impl CameraTerms {
     pub fn of(line: &LineConfig, started: Instant) -> Self {
-        CameraTerms { slots: line.slots, stall_timeout: line.stall_timeout, started }
+        let (slots, stall_timeout, picture) = (line.slots, line.stall_timeout, line.camera_health);
+        CameraTerms { slots, stall_timeout, started, picture }
     }
 }
 
@@ -59,6 +62,11 @@ impl LineShared {
         *self.terms.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// Its pictures are judged by other limits from now on.
+    pub fn expect_pictures(&self, picture: PictureTerms) {
+        self.terms.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).picture = picture;
+    }
+
     /// Another camera follows. `ended`: the one before counts no more.
     pub fn follow(&self, camera: Arc<dyn CameraView>, ended: bool, terms: CameraTerms) {
         *self.terms.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = terms;
@@ -69,7 +77,8 @@ impl LineShared {
         // The desk first: see ledger::check.
         let published = *self.publish();
         let (camera, terms) = (self.camera.counts(), self.terms());
-        let sick = health::sickness(&camera, published.ended, terms.stall_timeout, terms.started, now);
+        let sick = health::sickness(&camera, published.ended, terms.stall_timeout, terms.started, now)
+            .or_else(|| health::bad_picture(&camera, published.ended, &terms.picture));
         Snapshot { published, camera, sick }
     }
 }
@@ -80,6 +89,7 @@ pub struct Lines {
     pub heart: Arc<Heart>,
     pub state: Mutex<State>,
     pub telemetry: Telemetry,
+    pub triggers: Triggers,
 }
 
 #[derive(Clone, Debug)]
@@ -110,8 +120,12 @@ impl Lines {
     /// Brings the mirrored metrics up to date.
     pub fn mirror(&self) {
         for (line, Snapshot { published, camera, sick }) in self.snapshots(Instant::now()) {
+            let image = camera.image;
             let counts: FrameCounts = ledger::export(&published.counts, camera, sick.is_none());
             line.telemetry.metrics.mirror(&counts);
+            if let Some(image) = image {
+                line.telemetry.metrics.show_image(&image);
+            }
         }
     }
 }
@@ -151,6 +165,10 @@ impl Board for Lines {
         let ok = name == "running" && lines.iter().all(|line| line.ok);
         let archive_fault = self.telemetry.archive_fault();
         Health { ok, state: name, version: env!("CARGO_PKG_VERSION"), config_hash, archive_fault, lines }
+    }
+
+    fn trigger(&self, line: &str, part: Option<PartId>) -> Result<PartId, TriggerRefused> {
+        self.triggers.fire(line, part)
     }
 
     fn heatmap(&self, line: &str) -> Option<std::path::PathBuf> {

@@ -260,6 +260,41 @@ fn a_damaged_frame_is_a_part_that_is_unjudged_at_once_and_never_good() {
 }
 
 #[test]
+fn a_triggered_part_carries_its_name_to_its_verdict_and_one_without_a_frame_is_late() {
+    let site = Site::new();
+    let keys = "[line.trigger]\nmode = \"software\"\nframe_within_ms = 20";
+    let (running, cameras) = site.start(site.configure("", &[keys]), vec![swift()]);
+    cameras[0].capture();
+    running.wait(0, "a frame that nobody asked for is dropped", |c| c.not_triggered == 1);
+    // Nobody captures a frame for this one.
+    running.lines.trigger("a", Some("lost".parse().unwrap())).unwrap();
+    running.wait(0, "it is missed", |c| c.missed == 1);
+    // However slow this machine is: triggers are fired until a frame comes in time.
+    while running.counts(0).verdicts[0] == 0 {
+        let before = running.counts(0);
+        running.lines.trigger("a", Some("found".parse().unwrap())).unwrap();
+        cameras[0].capture();
+        running.wait(0, "the frame or the end of its time", |c| {
+            c.settled() + c.missed > before.settled() + before.missed
+        });
+    }
+    assert!(running.lines.trigger("b", None).is_err());
+    drop(cameras);
+    let (_, lines) = running.end();
+    let verdicts = site.verdicts("a");
+    let lost = &verdicts[0];
+    assert_eq!((&lost["part_id"], &lost["verdict"]), (&"lost".into(), &"late".into()));
+    assert_eq!((&lost["reason"], &lost["sequence"]), (&"no_frame".into(), &1.into()));
+    assert!(lost["latency_ms"].as_f64().unwrap() >= 20.0);
+    let found = verdicts.iter().find(|v| v["verdict"] == "good").unwrap();
+    assert_eq!(found["part_id"], "found");
+    let sequences: std::collections::BTreeSet<u64> =
+        verdicts.iter().map(|v| v["sequence"].as_u64().unwrap()).collect();
+    assert_eq!(sequences.len(), verdicts.len(), "no number is given twice");
+    assert_eq!(unbalanced(&lines), 0);
+}
+
+#[test]
 fn stopping_judges_what_is_in_flight() {
     let site = Site::new();
     let (judge, token) = gated();

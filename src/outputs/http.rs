@@ -1,4 +1,5 @@
-//! `/metrics`, `/healthz` and the status page, on one thread of its own.
+//! `/metrics`, `/healthz` and the status page, on one thread of its own; and the one thing that can be changed
+//! there, `POST /lines/NAME/trigger` (see [`access`](super::access) for who may).
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -6,20 +7,48 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use axum::Router;
-use axum::extract::{Path, State};
-use axum::http::{StatusCode, header};
+use axum::extract::connect_info::IntoMakeServiceWithConnectInfo;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::get;
-use serde::Serialize;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+
+use super::PartId;
+use super::access::{Access, Denied};
 
 /// What is shown. Asked on the HTTP thread; must not wait.
 pub trait Board: Send + Sync + 'static {
     /// Prometheus' text format.
     fn scrape(&self) -> String;
     fn health(&self) -> Health;
+    /// The next frame of a line is this part, or one that gets a name.
+    fn trigger(&self, line: &str, part: Option<PartId>) -> Result<PartId, TriggerRefused>;
     /// The newest picture of a line.
     fn heatmap(&self, line: &str) -> Option<PathBuf>;
+}
+
+/// Why a trigger is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TriggerRefused {
+    #[error("there is no such line")]
+    NoLine,
+    #[error("the line is not triggered by software; set mode = \"software\" in [line.trigger]")]
+    NotSoftware,
+    #[error("the triggers before are still waiting for their frames")]
+    Busy,
+}
+
+impl TriggerRefused {
+    fn status(self) -> StatusCode {
+        match self {
+            TriggerRefused::NoLine => StatusCode::NOT_FOUND,
+            TriggerRefused::NotSoftware => StatusCode::CONFLICT,
+            TriggerRefused::Busy => StatusCode::TOO_MANY_REQUESTS,
+        }
+    }
 }
 
 /// The body of `/healthz`.
@@ -71,7 +100,7 @@ impl Server {
         Ok(listener)
     }
 
-    pub fn start(listener: TcpListener, board: Arc<dyn Board>) -> io::Result<Self> {
+    pub fn start(listener: TcpListener, board: Arc<dyn Board>, access: Access) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
         let (stop, stopped) = tokio::sync::oneshot::channel();
@@ -82,7 +111,7 @@ impl Server {
                     Err(error) => return tracing::error!(%error, "HTTP is not served."),
                 };
                 tokio::select! {
-                    served = axum::serve(listener, router(board)).into_future() => {
+                    served = axum::serve(listener, router(board, access)).into_future() => {
                         if let Err(error) = served {
                             tracing::error!(%error, "HTTP is no longer served.");
                         }
@@ -108,13 +137,65 @@ impl Drop for Server {
 
 type Shown = State<Arc<dyn Board>>;
 
-fn router(board: Arc<dyn Board>) -> Router {
+type Served = IntoMakeServiceWithConnectInfo<Router, SocketAddr>;
+
+/// Larger bodies are refused before they are read.
+const LARGEST_BODY: usize = 4096;
+
+fn router(board: Arc<dyn Board>, access: Access) -> Served {
+    let trigger = move |peer, headers, board, line, body| trigger(access, peer, headers, board, line, body);
     Router::new()
+        .route("/lines/{line}/trigger", post(trigger))
+        .layer(DefaultBodyLimit::max(LARGEST_BODY))
         .route("/", get(page))
         .route("/metrics", get(metrics))
         .route("/healthz", get(health))
         .route("/lines/{line}/heatmap.png", get(heatmap))
         .with_state(board)
+        .into_make_service_with_connect_info()
+}
+
+/// The body of a trigger.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Part {
+    part_id: Option<String>,
+}
+
+async fn trigger(
+    access: Access,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+    State(board): Shown,
+    Path(line): Path<String>,
+    // Its media type makes a browser ask before it sends what a stranger's page wants sent.
+    body: Result<Json<Part>, JsonRejection>,
+) -> Response {
+    let refuse = |status: StatusCode, error: &dyn std::fmt::Display| {
+        (status, Json(serde_json::json!({ "error": error.to_string() }))).into_response()
+    };
+    if let Err(denied) = access.check(peer, &headers) {
+        let status = match denied {
+            Denied::NoToken | Denied::WrongToken => StatusCode::UNAUTHORIZED,
+            Denied::NotLocal => StatusCode::FORBIDDEN,
+        };
+        return refuse(status, &denied);
+    }
+    let Part { part_id } = match body {
+        Ok(Json(part)) => part,
+        Err(rejection) => return refuse(rejection.status(), &rejection.body_text()),
+    };
+    let part = match part_id.map(|text| text.parse()).transpose() {
+        Ok(part) => part,
+        Err(error) => return refuse(StatusCode::BAD_REQUEST, &error),
+    };
+    match board.trigger(&line, part) {
+        Ok(part) => {
+            let taken = serde_json::json!({ "line": line, "part_id": part });
+            (StatusCode::ACCEPTED, Json(taken)).into_response()
+        }
+        Err(refused) => refuse(refused.status(), &refused),
+    }
 }
 
 async fn metrics(State(board): Shown) -> impl IntoResponse {
@@ -124,7 +205,7 @@ async fn metrics(State(board): Shown) -> impl IntoResponse {
 async fn health(State(board): Shown) -> Response {
     let health = board.health();
     let status = if health.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, [(header::CACHE_CONTROL, "no-store")], axum::Json(health)).into_response()
+    (status, [(header::CACHE_CONTROL, "no-store")], Json(health)).into_response()
 }
 
 /// The newest picture, from where it was written: names come from the configuration, never from a URL.
@@ -231,14 +312,27 @@ mod tests {
             Health { ok: self.ok, state, version, config_hash, archive_fault, lines: vec![line] }
         }
 
+        fn trigger(&self, line: &str, part: Option<PartId>) -> Result<PartId, TriggerRefused> {
+            match line {
+                "cam1" => Ok(part.unwrap_or("trigger-1".parse().unwrap())),
+                "busy" => Err(TriggerRefused::Busy),
+                "free" => Err(TriggerRefused::NotSoftware),
+                _ => Err(TriggerRefused::NoLine),
+            }
+        }
+
         fn heatmap(&self, line: &str) -> Option<PathBuf> {
             (line == "cam1").then(|| self.picture.clone())
         }
     }
 
     fn ask(server: &Server, path: &str) -> String {
+        send(server, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
+    }
+
+    fn send(server: &Server, request: &str) -> String {
         let mut stream = TcpStream::connect(server.address).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).unwrap();
         String::from_utf8_lossy(&answer).into_owned()
@@ -246,7 +340,44 @@ mod tests {
 
     fn server(ok: bool, picture: PathBuf) -> Server {
         let listener = Server::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        Server::start(listener, Arc::new(Fake { ok, picture })).unwrap()
+        Server::start(listener, Arc::new(Fake { ok, picture }), Access::local()).unwrap()
+    }
+
+    #[test]
+    fn a_trigger_is_taken_or_refused_with_a_reason() {
+        let server = server(true, PathBuf::new());
+        let post = |line: &str, host: &str, kind: &str, body: &str| {
+            let length = body.len();
+            send(
+                &server,
+                &format!(
+                    "POST /lines/{line}/trigger HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind}\r\n\
+                     Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+                ),
+            )
+        };
+        const JSON: &str = "application/json";
+        let taken = post("cam1", "localhost", JSON, "{\"part_id\": \"A 7\"}");
+        assert!(taken.starts_with("HTTP/1.1 202"), "{taken}");
+        assert!(taken.ends_with("{\"line\":\"cam1\",\"part_id\":\"A 7\"}"), "{taken}");
+        assert!(post("cam1", "127.0.0.1:9464", JSON, "{}").ends_with("\"part_id\":\"trigger-1\"}"));
+        let long = format!("{{\"part_id\": \"{}\"}}", "x".repeat(5000));
+        for (line, host, kind, body, status) in [
+            ("nowhere", "localhost", JSON, "{}", 404),
+            ("free", "localhost", JSON, "{}", 409),
+            ("busy", "localhost", JSON, "{}", 429),
+            ("cam1", "localhost", JSON, "{\"part_id\": \"\"}", 400),
+            ("cam1", "localhost", JSON, "{\"part\": \"7\"}", 422),
+            ("cam1", "localhost", JSON, "{", 400),
+            ("cam1", "localhost", JSON, &long, 413),
+            ("cam1", "localhost", "text/plain", "{}", 415),
+            ("cam1", "evil.example", JSON, "{}", 403),
+        ] {
+            let answer = post(line, host, kind, body);
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{status}: {answer}");
+            assert!(answer.contains("{\"error\":\""), "{answer}");
+        }
+        assert!(ask(&server, "/lines/cam1/trigger").starts_with("HTTP/1.1 405"));
     }
 
     #[test]

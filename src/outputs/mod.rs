@@ -12,6 +12,7 @@
 //!
 //! Absent on purpose: cameras and models; pixels come as a trait.
 
+pub mod access;
 mod heatmaps;
 pub mod http;
 mod modbus;
@@ -22,6 +23,7 @@ mod outlets;
 mod outlets_tests;
 #[cfg(test)]
 mod plc;
+mod part;
 mod record;
 mod rules;
 #[cfg(test)]
@@ -34,6 +36,7 @@ use std::path::PathBuf;
 
 pub use heatmaps::{HeatmapWriter, Job as HeatmapJob, Latest, Pixels};
 pub use outlets::{LineStatus, Outlets, Staged};
+pub use part::{NotAPartId, PartId};
 pub use record::{FrameHash, Reason, Record};
 pub use rules::{HeatmapFolder, Rules, VerdictFile};
 pub use verdicts::VerdictWriter;

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::Rules;
+use super::{PartId, Rules};
 use crate::imaging::FrameView;
 use crate::model::{Thresholds, Verdict};
 use crate::telemetry::{LineTelemetry, verdict_label};
@@ -22,6 +22,8 @@ pub enum Reason {
     Deadline,
     /// The model could not judge it.
     JudgeFailed,
+    /// It was triggered, but no frame came in time.
+    NoFrame,
     /// Its frame came without pixels that can be trusted.
     Damaged,
 }
@@ -71,6 +73,9 @@ pub struct Record {
     pub rules: Arc<Rules>,
     pub telemetry: Arc<LineTelemetry>,
     pub sequence: u64,
+    /// What the plant calls it.
+    pub part_id: Option<PartId>,
+    /// Of a part without a frame, when it was triggered.
     pub captured_at: Timestamp,
     pub verdict: Verdict,
     /// For parts that are late or unjudged.
@@ -86,6 +91,8 @@ pub struct Record {
 struct Line<'a> {
     line: &'a str,
     sequence: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    part_id: Option<PartId>,
     captured_at: String,
     verdict: Verdict,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -113,6 +120,7 @@ impl Record {
         let line = Line {
             line: self.rules.line.as_str(),
             sequence: self.sequence,
+            part_id: self.part_id,
             captured_at: format!("{:.3}", self.captured_at),
             verdict: self.verdict,
             reason: self.reason,
@@ -157,6 +165,7 @@ mod tests {
             reason: Some(Reason::JudgeFailed),
             score: None,
             frame_hash: None,
+            part_id: Some("A 17".parse().unwrap()),
             ..testing::record()
         };
         let mut text = Vec::new();
@@ -164,6 +173,7 @@ mod tests {
         let json: serde_json::Value = serde_json::from_slice(&text).unwrap();
         assert_eq!((&json["verdict"], &json["reason"]), (&"unjudged".into(), &"judge_failed".into()));
         assert!(json["score"].is_null() && json["heatmap"].is_null());
+        assert_eq!(json["part_id"], "A 17");
     }
 
     #[test]

@@ -19,6 +19,7 @@ fn with(rules: Rules) -> Record {
         rules: Arc::new(rules),
         telemetry: Arc::new(LineTelemetry::new("cam1", metrics)),
         sequence: 7,
+        part_id: None,
         captured_at: "2026-11-24T09:30:45.123Z".parse().unwrap(),
         verdict: Verdict::Bad,
         reason: None,

@@ -117,8 +117,8 @@ impl Event<'_> {
                 }
             }
             Event::LineEnded { line } => info!(line, "The line's source has ended."),
-            Event::LineSick { line, why } => warn!(line, "The line makes no progress: {why}."),
-            Event::LineWell { line } => info!(line, "The line makes progress again."),
+            Event::LineSick { line, why } => warn!(line, "The line is not well: {why}."),
+            Event::LineWell { line } => info!(line, "The line is well again."),
             Event::DeviceUp { line, device, name } => {
                 metrics.device_up.with_label_values(&[line, device]).set(1);
                 info!(line, device, "The line computes on {name}.");

@@ -1,8 +1,9 @@
 //! The metrics of one line, looked up once, so that a frame costs neither hashing nor allocation.
 
-use prometheus::{Histogram, IntCounter, IntGauge};
+use prometheus::{Gauge, Histogram, IntCounter, IntGauge};
 
 use super::metrics::Metrics;
+use crate::imaging::ImageHealth;
 use crate::model::Verdict;
 
 /// The order of per-verdict arrays.
@@ -41,6 +42,8 @@ pub struct FrameCounts {
     pub verdicts: [u64; Verdict::ALL.len()],
     pub dropped: Vec<(&'static str, u64)>,
     pub restarts: Vec<(&'static str, u64)>,
+    /// Triggers whose frame never came.
+    pub missed: u64,
     pub camera_up: bool,
     pub healthy: bool,
 }
@@ -52,12 +55,18 @@ pub struct LineMetrics {
     zero_copy: Mirror,
     copied: Mirror,
     damaged: Mirror,
+    missed: Mirror,
     verdicts: [Mirror; Verdict::ALL.len()],
     dropped: Vec<(&'static str, Mirror)>,
     restarts: Vec<(&'static str, Mirror)>,
     in_flight: IntGauge,
     camera_up: IntGauge,
     healthy: IntGauge,
+    brightness: Gauge,
+    contrast: Gauge,
+    sharpness: Gauge,
+    clipped: Gauge,
+    frozen_frames: IntGauge,
     pub deadline_misses: IntCounter,
     pub judge_failures: IntCounter,
     pub judgements_discarded: IntCounter,
@@ -137,6 +146,7 @@ impl LineMetrics {
             captured: Mirror(m.frames_captured.with_label_values(&[line])),
             zero_copy: Mirror(m.frames_zero_copy.with_label_values(&[line])),
             copied: Mirror(m.frames_copied.with_label_values(&[line])),
+            missed: Mirror(m.triggers_missed.with_label_values(&[line])),
             damaged: Mirror(m.frames_damaged.with_label_values(&[line])),
             verdicts: VERDICTS.map(|(_, label)| Mirror(m.verdicts.with_label_values(&[line, label]))),
             dropped: reasons(&m.frames_dropped, drops),
@@ -144,6 +154,11 @@ impl LineMetrics {
             in_flight: m.frames_in_flight.with_label_values(&[line]),
             camera_up: m.camera_up.with_label_values(&[line]),
             healthy: m.line_healthy.with_label_values(&[line]),
+            brightness: m.image_brightness.with_label_values(&[line]),
+            contrast: m.image_contrast.with_label_values(&[line]),
+            sharpness: m.image_sharpness.with_label_values(&[line]),
+            clipped: m.image_clipped.with_label_values(&[line]),
+            frozen_frames: m.image_frozen_frames.with_label_values(&[line]),
             deadline_misses: m.deadline_misses.with_label_values(&[line]),
             judge_failures: m.judge_failures.with_label_values(&[line]),
             judgements_discarded: m.judgements_discarded.with_label_values(&[line]),
@@ -167,6 +182,7 @@ impl LineMetrics {
         self.zero_copy.set(counts.zero_copy);
         self.copied.set(counts.copied);
         self.damaged.set(counts.damaged);
+        self.missed.set(counts.missed);
         for (mirror, value) in self.verdicts.iter().zip(counts.verdicts) {
             mirror.set(value);
         }
@@ -175,6 +191,16 @@ impl LineMetrics {
         self.in_flight.set(i64::try_from(counts.in_flight).unwrap_or(i64::MAX));
         self.camera_up.set(counts.camera_up.into());
         self.healthy.set(counts.healthy.into());
+    }
+}
+
+impl LineMetrics {
+    pub fn show_image(&self, image: &ImageHealth) {
+        self.brightness.set(image.brightness.into());
+        self.contrast.set(image.contrast.into());
+        self.sharpness.set(image.sharpness.into());
+        self.clipped.set(image.clipped.into());
+        self.frozen_frames.set(i64::try_from(image.frozen_frames).unwrap_or(i64::MAX));
     }
 }
 

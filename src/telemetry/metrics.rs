@@ -1,7 +1,7 @@
 //! The one table of metrics, and the registry made from it. Names are Prometheus' own style: prefix
 //! `inspectd_`, base units, counters end in `_total`.
 
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
 
 /// One row of the table.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -93,6 +93,8 @@ metrics! {
         "Frames that were copied into our memory.";
     frames_damaged: IntCounterVec = "frames_damaged_total", Kind::Counter, ["line"],
         "Frames that came damaged: marked by the driver, cut short, or JPEG that cannot be decoded. Their verdict is unjudged.";
+    triggers_missed: IntCounterVec = "triggers_missed_total", Kind::Counter, ["line"],
+        "Software triggers after which no frame came in time. Their parts are late; they have no frame, so they are in no other count of frames or verdicts.";
     verdicts: IntCounterVec = "verdicts_total", Kind::Counter, ["line", "verdict"],
         "Verdicts: good, unsure, bad, late (not judged in time) or unjudged (damaged, or the model failed).";
     deadline_misses: IntCounterVec = "deadline_misses_total", Kind::Counter, ["line"],
@@ -113,6 +115,16 @@ metrics! {
         "1 while the camera gives frames.";
     camera_restarts: IntCounterVec = "camera_restarts_total", Kind::Counter, ["line", "reason"],
         "Times that the camera's pipeline was built anew after a fault.";
+    image_brightness: GaugeVec = "image_brightness", Kind::Gauge, ["line"],
+        "Mean luma of the line's pictures of late, 0 (black) to 255 (white).";
+    image_contrast: GaugeVec = "image_contrast", Kind::Gauge, ["line"],
+        "Standard deviation of luma in the line's pictures of late, grey levels; near 0 with a covered lens.";
+    image_sharpness: GaugeVec = "image_sharpness", Kind::Gauge, ["line"],
+        "Variance of the Laplacian of luma in the line's pictures of late; falls when the lens is dirty or out of focus.";
+    image_clipped: GaugeVec = "image_clipped_ratio", Kind::Gauge, ["line"],
+        "Share of the points of the line's pictures of late that are black or white.";
+    image_frozen_frames: IntGaugeVec = "image_frozen_frames", Kind::Gauge, ["line"],
+        "Pictures in a row that were the same as the one before; a camera's noise keeps this at 0.";
     line_healthy: IntGaugeVec = "line_healthy", Kind::Gauge, ["line"],
         "1 while the line makes progress, as /healthz says.";
     outputs_failed: IntCounterVec = "outputs_failed_total", Kind::Counter, ["line", "stage", "reason"],
@@ -185,6 +197,14 @@ impl Make for IntCounterVec {
 impl Make for IntGaugeVec {
     fn make(metric: &Metric, registry: &Registry) -> Self {
         let made = IntGaugeVec::new(opts(metric), metric.labels).expect(VALID);
+        registry.register(Box::new(made.clone())).expect(VALID);
+        made
+    }
+}
+
+impl Make for GaugeVec {
+    fn make(metric: &Metric, registry: &Registry) -> Self {
+        let made = GaugeVec::new(opts(metric), metric.labels).expect(VALID);
         registry.register(Box::new(made.clone())).expect(VALID);
         made
     }
