@@ -53,6 +53,7 @@ flock -n 9 || { note "another setup.sh is running here; waiting for it" && flock
 # libc6-dev and pkg-config by name: without recommended packages gcc brings neither.
 # cmake, nasm: libjpeg-turbo is built from source, its 3.x is newer than most distributions' own.
 # plugins-bad: bayer2rgb, h264parse; plugins-good: v4l2src, rtspsrc, jpegdec, pngdec, multifilesrc.
+# libgstrtspserver: tests/cameras.rs kills and freezes an RTSP server.
 # prometheus: tests/monitoring lets a real one scrape a daemon, and promtool reads the rules. Debian starts
 # it as a service too, which no test needs: systemctl disable --now prometheus.
 # systemd: tests/systemd.rs lets systemd-analyze read the unit, also where systemd is not what runs.
@@ -60,7 +61,7 @@ PACKAGES=(
     gcc libc6-dev pkg-config ca-certificates cmake make nasm
     libgstreamer1.0-dev libgstreamer-plugins-base1.0-dev
     gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad
-    prometheus systemd
+    libgstrtspserver-1.0-dev prometheus systemd
 )
 
 installed() { [[ $(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null) == installed ]]; }

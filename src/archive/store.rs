@@ -14,7 +14,7 @@ use super::files::{immutable_uri, inode, remove_half_written, set_aside};
 use super::schema::{APPLICATION, MIGRATIONS, check};
 use super::{DATABASE, Entry, IMAGES};
 use crate::imaging::Roi;
-use crate::outputs::{Record, Rules};
+use crate::outputs::{PartId, Record, Rules};
 use crate::telemetry::verdict_label;
 
 /// How long a write waits for somebody else's.
@@ -248,7 +248,7 @@ impl Store {
         {
             let mut insert = transaction.prepare_cached(
                 "INSERT INTO verdicts (line, context, sequence, captured_at, verdict, reason, score, latency_us, \
-                 frame_hash, image) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                 frame_hash, image, part_id) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
             )?;
             for Entry { record, image } in entries {
                 let (line, context) = context_of(&transaction, contexts, &record.rules)?;
@@ -263,6 +263,7 @@ impl Store {
                     i64::try_from(record.latency.as_micros()).unwrap_or(i64::MAX),
                     record.frame_hash.map(|hash| hash.to_string()),
                     image.then_some(0),
+                    record.part_id.as_ref().map(PartId::as_str),
                 ])?;
             }
         }
