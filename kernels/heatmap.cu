@@ -1,137 +1,173 @@
 // From the head's logits to what a person and a PLC see.
 //
-//   heatmap_probability   p[y][x] = softmax(bilinear(logits)(y, x))[1] = 1 / (1 + exp(-d)),
-//                         d = bilinear(logits[1] - logits[0])
-//   heatmap_box_max       block_max[b] = max over a tile of  1/256 * sum of a 16 x 16 window of p
-//   heatmap_score         score = max over b of block_max[b]
-//   heatmap_colour        rgb[i] = palette[round(255 p[i])]
+//   heatmap_difference    d(n, y, x) = l₁ − l₀
+//   heatmap_map           p(n, i, j) = Σ σ(l₁ − l₀)(y, x)·weight(y, i)·weight(x, j): the softmax of two logits,
+//                         then resized (taps.cuh)
+//   heatmap_largest_mean  parts(n, tile) = the largest mean of a size×size window that begins in the tile
+//   heatmap_score         score(n) = the largest of parts(n, ·)
+//   heatmap_colour        rgb(i) = ramp(round(255·p(i)))
 //
-// Shapes    logits     fp32 [height][width][2], channel 1 is "anomalous"
-//           p          fp32 [out_height][out_width], in [0, 1]
-//           block_max  fp32 [blocks of heatmap_box_max]
-//           palette    256 x (r, g, b, unused) bytes; rgb packed bytes
+// Shapes: logits N×H×W×2, fp16 or fp32, channel 1 is "anomalous"; d and p fp32; parts and score fp32; ramp 256
+// and rgb packed r, g, b.
+//
+// Geometry: difference and map share rows out as rows.cuh says, a pixel a thread. largest_mean: a block of 256
+// takes 32×32 windows, grid (tiles, 1, n); a warp brings a row's pixels to shared memory and sums them up for 32
+// windows, then columns of these sums are summed. score: a block a picture; with one tile it is not needed.
+// colour: four pixels a thread.
 //
 // The decisions that surprise:
-// * Interpolation is linear and a softmax of two is the sigmoid of a difference, so the difference is
-//   taken first and one channel is interpolated, not two.
-// * Which grid convention bilinear follows is the host's: source = destination * scale + offset.
-//   Corners aligned (the paper's network): scale (in-1)/(out-1), offset 0. Pixel centres aligned:
-//   scale in/out, offset scale/2 - 1/2.
-// * Where d is not a number, p is 1. fmaxf() ignores NaN, so a broken network would otherwise score as
-//   a good part.
-// * The maximum goes over one value a block and a second launch, not atomics: nothing has to be
-//   initialised before a replayed graph, and the same input gives the same bits.
-// * The window is not padded (RealNet: 256 x 256 gives 241 x 241 means); a map must be at least 16 x 16.
+// * What is not a number stays none and wins: fmaxf() would ignore it, and a broken network score as a good
+//   part. In colours it is the ramp's end, as what is certainly anomalous.
+// * The maximum goes over one value a tile and a second launch, not atomics: nothing has to be initialised
+//   before a replayed graph, and the same input gives the same bits.
 //
-// Cost per output of a 256 x 256 map: probability 4 B written, 12 FLOP and one exp (logits, 64 x 64 x 8 B,
-// stay in L2); box 4 B read, 32 adds; colour 4 B read, 3 B written. Together 1 MB: some microseconds,
-// bound by launch latency.
+// Cost per output: map 4 B written, four logit pairs read from L1, four exp, 30 FLOP. largest_mean
+// (47/32)² = 2.2 pixels of 4 B read at size 16, 32 additions: a map of 256×256 is 256 KB and lies in L2, larger
+// tiles would leave most of the GPU without any. colour 4 B read, 3 B written. All together some
+// microseconds, bound by launch latency.
 
-#include "common.cuh"
+#include "rows.cuh"
+#include "taps.cuh"
 
 constexpr int BLOCK = 256;
-constexpr int BOX = 16;
-constexpr int TILE = 32;                  // means a block, each way
-constexpr int HALO = TILE + BOX - 1;      // pixels that they cover
-static_assert(BLOCK % TILE == 0, "the second pass gives each thread one column");
+constexpr int WARPS = BLOCK / 32;
+constexpr int TILE = 32;                  // windows a block, each way
 
-// ------------------------------------------------------------------------------------------------
-// kernels
-
-// grid (ceil(out_width / 256), out_height), block 256
-extern "C" __global__ void __launch_bounds__(BLOCK)
-    heatmap_probability(const float2* __restrict__ logits, float* __restrict__ p, int width, int height,
-                        int out_width, float scale_x, float offset_x, float scale_y, float offset_y) {
-    const int x = blockIdx.x * BLOCK + threadIdx.x;
-    const int y = blockIdx.y;
-    if (x >= out_width) return;
-
-    const float sx = fminf(fmaxf(x * scale_x + offset_x, 0.f), static_cast<float>(width - 1));
-    const float sy = fminf(fmaxf(y * scale_y + offset_y, 0.f), static_cast<float>(height - 1));
-    const int x0 = static_cast<int>(sx), x1 = min(x0 + 1, width - 1);
-    const int y0 = static_cast<int>(sy), y1 = min(y0 + 1, height - 1);
-    const float fx = sx - x0, fy = sy - y0;
-
-    const auto difference = [&](int row, int column) {
-        const float2 l = logits[row * width + column];
+__device__ __forceinline__ float difference(const Real& logits, size_t pixel) {
+    if (logits.type == F16) {
+        const float2 l = __half22float2(static_cast<const __half2*>(logits.data)[pixel]);
         return l.y - l.x;
-    };
-    const float a = difference(y0, x0), b = difference(y0, x1);
-    const float c = difference(y1, x0), d = difference(y1, x1);
-    const float top = a + fx * (b - a);
-    const float bottom = c + fx * (d - c);
-    const float z = top + fy * (bottom - top);
-    p[y * out_width + x] = z == z ? 1.f / (1.f + expf(-z)) : 1.f;
+    }
+    const float2 l = static_cast<const float2*>(logits.data)[pixel];
+    return l.y - l.x;
 }
 
-// grid (ceil((width - 15) / 32), ceil((height - 15) / 32)), block 256; one block_max per block, row by row.
-extern "C" __global__ void __launch_bounds__(BLOCK)
-    heatmap_box_max(const float* __restrict__ p, float* __restrict__ block_maxima, int width, int height) {
-    // One column more than needed: the rows then start in different banks.
-    __shared__ float pixels[HALO][HALO + 1];
-    __shared__ float row_sums[HALO][TILE];
+// The larger of both; not a number if either is none.
+__device__ __forceinline__ float larger(float a, float b) { return a > b || a != a ? a : b; }
 
-    const int left = blockIdx.x * TILE, top = blockIdx.y * TILE;
-    const int columns = min(HALO, width - left), rows = min(HALO, height - top);
-    for (int i = threadIdx.x; i < HALO * HALO; i += BLOCK) {
-        const int r = i / HALO, c = i % HALO;
-        pixels[r][c] = r < rows && c < columns ? p[(top + r) * width + left + c] : 0.f;
-    }
+// The largest of the block's values, in thread 0. All threads must call it, once.
+__device__ __forceinline__ float largest_of_block(float x) {
+    __shared__ float warps[WARPS];
+    for (int offset = 16; offset > 0; offset >>= 1) x = larger(x, __shfl_xor_sync(FULL_WARP, x, offset));
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
     __syncthreads();
-
-    for (int i = threadIdx.x; i < HALO * TILE; i += BLOCK) {
-        const int r = i / TILE, c = i % TILE;
-        float sum = 0.f;
-        for (int k = 0; k < BOX; ++k) sum += pixels[r][c + k];
-        row_sums[r][c] = sum;
-    }
-    __syncthreads();
-
-    float largest = NEG_INF;
-    for (int i = threadIdx.x; i < TILE * TILE; i += BLOCK) {
-        const int r = i / TILE, c = i % TILE;
-        // Only whole windows inside the map count.
-        if (r + BOX > rows || c + BOX > columns) continue;
-        float sum = 0.f;
-        for (int k = 0; k < BOX; ++k) sum += row_sums[r + k][c];
-        largest = fmaxf(largest, sum);
-    }
-    largest = block_max<BLOCK>(largest);
     if (threadIdx.x == 0) {
-        block_maxima[blockIdx.y * gridDim.x + blockIdx.x] = largest * (1.f / (BOX * BOX));
+        for (int i = 1; i < WARPS; ++i) x = larger(x, warps[i]);
+    }
+    return x;
+}
+
+extern "C" __global__ void __launch_bounds__(BLOCK) heatmap_difference(Real logits, float* d, u32 count) {
+    const u32 i = blockIdx.x * BLOCK + threadIdx.x;
+    if (i < count) d[i] = difference(logits, i);
+}
+
+struct Map {
+    int n, resize;
+    ResizedAxis h, w;
+};
+
+extern "C" __global__ void __launch_bounds__(BLOCK) heatmap_map(Real logits, float* p, Map g) {
+    const unsigned j = place_in_row();
+    if (j >= g.w.to) return;
+    const Taps w = taps(g.resize, g.w, j);
+    for (unsigned row = first_row(); row < g.n * g.h.to; row += row_step()) {
+        const unsigned n = row / g.h.to;
+        const Taps h = taps(g.resize, g.h, row - n * g.h.to);
+        float sum = 0.f;
+#pragma unroll
+        for (int corner = 0; corner < 4; ++corner) {
+            const float share = (corner & 2 ? h.fraction : 1.f - h.fraction) *
+                                (corner & 1 ? w.fraction : 1.f - w.fraction);
+            // A tap that weighs nothing is not read.
+            if (share == 0.f) continue;
+            const size_t y = size_t(n) * g.h.from + (corner & 2 ? h.last : h.first);
+            const float d = difference(logits, y * g.w.from + (corner & 1 ? w.last : w.first));
+            sum += share * (1.f / (1.f + expf(-d)));
+        }
+        p[size_t(row) * g.w.to + j] = sum;
     }
 }
 
-// grid 1, block 256
+struct Windows {
+    int height, width, size, across;      // of the map; tiles in a row
+    float scale;                          // 1 / size²
+};
+
+// Dynamic shared memory: (31 + size)·(WARPS + TILE) floats.
 extern "C" __global__ void __launch_bounds__(BLOCK)
-    heatmap_score(const float* __restrict__ block_maxima, float* __restrict__ score, int count) {
+    heatmap_largest_mean(const float* __restrict__ p, float* __restrict__ parts, Windows g) {
+    extern __shared__ float memory[];
+    const int halo = TILE - 1 + g.size;
+    float* pixels = memory + threadIdx.x / 32 * halo;  // [WARPS][halo]
+    float* sums = memory + WARPS * halo;               // [halo][TILE]
+    const int lane = threadIdx.x % 32;
+
+    const int tile = blockIdx.x, down = tile / g.across;
+    const int left = (tile - down * g.across) * TILE, top = down * TILE;
+    const int columns = min(halo, g.width - left), rows = min(halo, g.height - top);
+    const float* picture = p + size_t(blockIdx.z) * g.height * g.width;
+    for (int r = threadIdx.x / 32; r < rows; r += WARPS) {
+        const float* row = picture + size_t(top + r) * g.width + left;
+        for (int c = lane; c < halo; c += 32) pixels[c] = c < columns ? row[c] : 0.f;
+        __syncwarp();
+        float sum = 0.f;
+        for (int k = 0; k < g.size; ++k) sum += pixels[lane + k];
+        sums[r * TILE + lane] = sum;
+        __syncwarp();
+    }
+    __syncthreads();
+
     float largest = NEG_INF;
-    for (int i = threadIdx.x; i < count; i += BLOCK) largest = fmaxf(largest, block_maxima[i]);
-    largest = block_max<BLOCK>(largest);
-    if (threadIdx.x == 0) *score = largest;
+    // Only whole windows inside the map count.
+    if (lane + g.size <= columns) {
+        for (int r = threadIdx.x / 32; r < TILE && r + g.size <= rows; r += WARPS) {
+            float sum = 0.f;
+            for (int k = 0; k < g.size; ++k) sum += sums[(r + k) * TILE + lane];
+            largest = larger(largest, sum);
+        }
+    }
+    largest = largest_of_block(largest);
+    if (threadIdx.x == 0) parts[size_t(blockIdx.z) * gridDim.x + tile] = largest * g.scale;
 }
 
-// grid ceil(count / 1024), block 256: four pixels a thread, 16 bytes read and 12 written. `p` and `rgb`
-// are aligned to 16 bytes (they are allocations of their own).
+// grid n
 extern "C" __global__ void __launch_bounds__(BLOCK)
-    heatmap_colour(const float* __restrict__ p, const u32* __restrict__ palette, u8* __restrict__ rgb, int count) {
-    const int first = 4 * (blockIdx.x * BLOCK + threadIdx.x);
-    // The palette is little-endian words, red lowest.
+    heatmap_score(const float* __restrict__ parts, float* __restrict__ score, int tiles) {
+    parts += size_t(blockIdx.x) * tiles;
+    float largest = NEG_INF;
+    for (int i = threadIdx.x; i < tiles; i += BLOCK) largest = larger(largest, parts[i]);
+    largest = largest_of_block(largest);
+    if (threadIdx.x == 0) score[blockIdx.x] = largest;
+}
+
+// grid ceil(count / 1024). `p` and `rgb` are aligned to 16 bytes.
+extern "C" __global__ void __launch_bounds__(BLOCK)
+    heatmap_colour(const float* __restrict__ p, const u8* __restrict__ ramp, u8* __restrict__ rgb, u32 count) {
+    __shared__ u32 colours[256];
+    {
+        const u32 i = threadIdx.x;
+        colours[i] = ramp[3 * i] | ramp[3 * i + 1] << 8 | ramp[3 * i + 2] << 16;
+    }
+    __syncthreads();
+    // Red lowest.
     const auto colour = [&](float value) {
-        return palette[__float2int_rn(255.f * fminf(fmaxf(value, 0.f), 1.f))] & 0xffffffu;
+        const float level = value == value ? fminf(fmaxf(value, 0.f), 1.f) : 1.f;
+        return colours[static_cast<u32>(roundf(level * 255.f))];
     };
+    const size_t first = 4 * (size_t(blockIdx.x) * BLOCK + threadIdx.x);
     if (first + 4 <= count) {
         const float4 v = *reinterpret_cast<const float4*>(p + first);
         const u32 c0 = colour(v.x), c1 = colour(v.y), c2 = colour(v.z), c3 = colour(v.w);
-        u32* words = reinterpret_cast<u32*>(rgb + 3 * static_cast<long long>(first));
+        u32* words = reinterpret_cast<u32*>(rgb + 3 * first);
         words[0] = c0 | c1 << 24;
         words[1] = c1 >> 8 | c2 << 16;
         words[2] = c2 >> 16 | c3 << 8;
         return;
     }
-    for (int i = first; i < count; ++i) {
+    for (size_t i = first; i < count; ++i) {
         const u32 c = colour(p[i]);
-        u8* pixel = rgb + 3 * static_cast<long long>(i);
+        u8* pixel = rgb + 3 * i;
         pixel[0] = c & 0xff;
         pixel[1] = c >> 8 & 0xff;
         pixel[2] = c >> 16;

@@ -258,6 +258,9 @@ fn backward(g: &mut Graph, y: Value, dy: Value, needed: &[bool]) -> Result<Vec<(
         Op::ResidualRank(_) | Op::ResidualGather(_) => {
             return Err(undefined("residual planes are chosen without their stack only to judge"));
         }
+        Op::LogitDifference | Op::AnomalyMap { .. } | Op::LargestMean { .. } => {
+            return Err(undefined("maps and their scores are made only to judge"));
+        }
         Op::Adam(_) | Op::MovingAverage { .. } => {}
     }
     out.retain(|(input, _)| needed[input.index()]);

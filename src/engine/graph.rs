@@ -349,6 +349,21 @@ impl Graph {
         self.apply(Op::ResidualGather(residual), &inputs)
     }
 
+    /// See `Op::LogitDifference`.
+    pub fn logit_difference(&mut self, logits: Value) -> GraphResult {
+        self.apply(Op::LogitDifference, &[logits])
+    }
+
+    /// See `Op::AnomalyMap`.
+    pub fn anomaly_map(&mut self, logits: Value, resize: Resize, h: usize, w: usize) -> GraphResult {
+        self.apply(Op::AnomalyMap { resize, h, w }, &[logits])
+    }
+
+    /// See `Op::LargestMean`.
+    pub fn largest_mean(&mut self, map: Value, size: usize) -> GraphResult {
+        self.apply(Op::LargestMean { size }, &[map])
+    }
+
     /// One AdamW step on `param`, whose moments are the parameters `{prefix}.m.{name}` and
     /// `{prefix}.v.{name}`. `rate`: lr, 1−beta1^t, 1−beta2^t; `scale` multiplies the gradient.
     pub fn adam(

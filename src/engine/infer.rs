@@ -242,6 +242,24 @@ pub(super) fn infer(op: &Op, inputs: &[(Shape, DType)]) -> Result<(Shape, DType)
             check_residual(residual)?;
             real(Shape::new(first.n(), residual.h, residual.w, indices.c()))
         }
+        Op::LogitDifference => {
+            let x = shape(0)?;
+            want(x.c() == 2, format!("{x} holds no two logits"))?;
+            real(x.with(3, 1))
+        }
+        Op::AnomalyMap { resize, h, w } => {
+            let x = shape(0)?;
+            want(x.c() == 2, format!("{x} holds no two logits"))?;
+            want(*h > 0 && *w > 0 && !x.is_empty(), "resize to or from nothing".into())?;
+            want(*resize != Resize::Area, "maps are interpolated, not averaged".into())?;
+            real(Shape::new(x.n(), *h, *w, 1))
+        }
+        Op::LargestMean { size } => {
+            let x = shape(0)?;
+            want(x.c() == 1, format!("{x} is no map"))?;
+            pooled(x, &Window { size: *size, stride: 1, pad: 0 })?;
+            real(Shape::new(x.n(), 1, 1, 1))
+        }
         Op::Adam(_) => {
             let p = shape(0)?;
             for i in 1..4 {

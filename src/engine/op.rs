@@ -282,6 +282,14 @@ pub enum Op {
     /// Indices count through the channels of all scales. Has no gradient.
     ResidualGather(Residual),
 
+    /// logits N×H×W×2: N×H×W×1, the second less the first. Has no gradient.
+    LogitDifference,
+    /// logits N×H×W×2: N×h×w×1, the softmax's second channel, resized (not `Area`). Has no gradient.
+    AnomalyMap { resize: Resize, h: usize, w: usize },
+    /// x N×H×W×1: N×1×1×1, the largest mean of a size×size window inside each picture; not a number where one is
+    /// none. Has no gradient.
+    LargestMean { size: usize },
+
     /// param, grad, m, v, rate (1×1×1×3: lr, 1−beta1^t, 1−beta2^t), scale (scalar, on the gradient).
     /// Writes param, m, v; none of them where `scale` is 0 or not finite (so a step whose gradients
     /// left the range of their storage is skipped), and no element whose new v would not be finite.
@@ -333,6 +341,9 @@ impl Op {
             Op::GatherBackward { .. } => "gather_backward",
             Op::ResidualRank(_) => "residual_rank",
             Op::ResidualGather(_) => "residual_gather",
+            Op::LogitDifference => "logit_difference",
+            Op::AnomalyMap { .. } => "anomaly_map",
+            Op::LargestMean { .. } => "largest_mean",
             Op::Adam(_) => "adam",
             Op::MovingAverage { .. } => "moving_average",
         }

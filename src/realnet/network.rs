@@ -243,8 +243,8 @@ pub fn features(spec: &NetSpec, batch: usize) -> Result<(Graph, Vec<(String, Val
 pub type Judgement = (Graph, Vec<(&'static str, Value)>);
 
 /// A whole judgement: input `image` 1×S×S×3, normalised. Outputs: `map` 1×S×S×1, probability of an
-/// anomaly; `logit` 1×T×T×1, the difference of the two logits; `pooled`, where the preset scores by
-/// pooled probability; `distance` 1×T×T×1, where it has a bank.
+/// anomaly; `logit` 1×T×T×1, the difference of the two logits, where the preset scores by it, or `pooled`, where
+/// it scores by pooled probability; `distance` 1×T×T×1, where it has a bank.
 pub fn judgement(spec: &NetSpec) -> Result<Judgement, NetError> {
     let mut g = Graph::new();
     let image = g.input("image", Shape::new(1, spec.input, spec.input, 3));
@@ -253,18 +253,13 @@ pub fn judgement(spec: &NetSpec) -> Result<Judgement, NetError> {
     let features = kept(&mut g, scales, spec)?;
     let reconstructed = reconstruct(&mut g, &features, spec)?;
     let y = logits(&mut g, &features, &reconstructed, spec, Mode::Judge)?;
-    let good = g.slice(y, 3, 0, 1)?;
-    let bad = g.slice(y, 3, 1, 1)?;
-    let logit = g.sub(bad, good)?;
-    // The softmax of two logits is the sigmoid of their difference.
-    let probability = g.unary(Unary::Sigmoid, logit)?;
     let resize = if spec.aligned { Resize::BilinearAligned } else { Resize::Bilinear };
-    let map = g.resize(resize, probability, spec.input, spec.input)?;
-    let mut outputs = vec![("map", map), ("logit", logit)];
-    if let ImageScore::PooledProbability(size) = spec.score {
-        let means = g.pool(Pool::Avg, map, Window { size, stride: 1, pad: 0 })?;
-        outputs.push(("pooled", g.reduce(Reduce::Max, means, [true; 4])?));
-    }
+    let map = g.anomaly_map(y, resize, spec.input, spec.input)?;
+    let mut outputs = vec![("map", map)];
+    outputs.push(match spec.score {
+        ImageScore::TopLogits(_) => ("logit", g.logit_difference(y)?),
+        ImageScore::PooledProbability(size) => ("pooled", g.largest_mean(map, size)?),
+    });
     if let Some(bank) = &spec.bank {
         let x = patches(&mut g, bank_taps)?;
         let far = distance(&mut g, x, bank)?;

@@ -8,7 +8,7 @@ use super::fast::{
 };
 use super::memory::{Loc, Memory};
 use super::reference::{self, conv::Tail};
-use crate::engine::op::{Act, Conv, Epilogue, Op};
+use crate::engine::op::{self, Act, Conv, Epilogue, Op, Unary, Window};
 use crate::engine::shape::Shape;
 
 /// One operation with everything that running it needs.
@@ -96,6 +96,8 @@ pub(super) fn reference_scratch_len(op: &Op, shapes: &[Shape]) -> usize {
         Op::AttentionBackward(_) => 2 * shapes[0].h() * shapes[0].w(),
         Op::TopK { .. } => shapes[0].c(),
         Op::ResidualRank(_) => reference::residual::rank_scratch_len(shapes[0]),
+        Op::AnomalyMap { .. } => 2 * shapes[0].with(3, 1).len(),
+        Op::LargestMean { size } => reference::heatmap::windows(shapes[0], *size).len(),
         _ => 0,
     }
 }
@@ -168,6 +170,12 @@ pub(super) fn run_reference(step: &Step, memory: &Memory) {
         Op::ResizeBackward { resize, .. } => {
             reference::spatial::resize_backward(*resize, o.shaped(0), step.shape, o.out());
         }
+        Op::AnomalyMap { resize, .. } => {
+            reference::heatmap::map(*resize, o.shaped(0), step.shape, o.out(), o.scratch());
+        }
+        Op::LargestMean { size } => {
+            reference::heatmap::largest_mean(*size, o.shaped(0), o.out(), o.scratch());
+        }
         Op::Attention(a) => reference::attention::attention(a, o.shaped(0), o.out(), o.scratch()),
         Op::AttentionBackward(a) => {
             reference::attention::attention_backward(a, o.shaped(0), o.x(1), o.out(), o.scratch());
@@ -226,6 +234,7 @@ fn run_plain(o: &Operands) {
             let indices = o.indices(0);
             reference::residual::gather(residual, indices, scales, scale, o.out());
         }
+        Op::LogitDifference => reference::heatmap::difference(o.x(0), o.out()),
         Op::Adam(adam) => {
             let (grad, rate, scale) = (o.x(1), o.x(4), o.x(5)[0]);
             reference::optim::adam(adam, o.param(0), grad, o.param(2), o.param(3), rate, scale);
@@ -398,6 +407,21 @@ pub(super) fn run(step: &Step, memory: &Memory, threads: &Threads) {
         Op::Resize { resize, .. } => spatial::resize(threads, *resize, o.shaped(0), step.shape, o.out()),
         Op::ResizeBackward { resize, .. } => {
             spatial::resize_backward(threads, *resize, o.shaped(0), step.shape, o.out());
+        }
+        Op::AnomalyMap { resize, .. } => {
+            let (logits, small) = (o.shaped(0), step.shapes[0].with(3, 1));
+            let (differences, rest) = o.scratch().split_at_mut(small.len());
+            let probabilities = &mut rest[..small.len()];
+            reference::heatmap::difference(logits.1, differences);
+            pointwise::unary(threads, Unary::Sigmoid, differences, probabilities);
+            spatial::resize(threads, *resize, (small, probabilities), step.shape, o.out());
+        }
+        Op::LargestMean { size } => {
+            let means = reference::heatmap::windows(step.shapes[0], *size);
+            let window = Window { size: *size, stride: 1, pad: 0 };
+            let scratch = &mut o.scratch()[..means.len()];
+            spatial::pool(threads, op::Pool::Avg, &window, o.shaped(0), means, scratch);
+            reference::heatmap::largest(means, scratch, o.out());
         }
         Op::Attention(a) => attention::attention(threads, a, o.shaped(0), o.out(), o.scratch()),
         Op::AttentionBackward(a) => {

@@ -43,7 +43,7 @@ fn case(
     // Running moments are state and ranking keys choose: neither has a gradient.
     let trained =
         if ["batch norm by parameter", "top 3 gathered"].contains(&name) { 1 } else { values.len() };
-    let trained = if name.starts_with("residual") { 0 } else { trained };
+    let trained = if name.starts_with("residual") || name.starts_with("heatmap") { 0 } else { trained };
     values.truncate(trained);
     Case { name, graph, y, params, wrt: values }
 }
@@ -132,6 +132,25 @@ pub(in crate::engine) fn cases() -> Vec<Case> {
                 g.residual_gather(residual, top, &[(p[0], p[1])])
             },
         ),
+        case("heatmap, logit difference", &[s(2, 5, 61, 2)], false, |g, p| g.logit_difference(p[0])),
+        case("heatmap", &[s(2, 5, 4, 2)], false, |g, p| g.anomaly_map(p[0], Resize::Bilinear, 9, 11)),
+        case("heatmap, aligned", &[s(1, 8, 9, 2)], false, |g, p| {
+            g.anomaly_map(p[0], Resize::BilinearAligned, 17, 300)
+        }),
+        case("heatmap of the logits' size", &[s(3, 7, 33, 2)], false, |g, p| {
+            g.anomaly_map(p[0], Resize::BilinearAligned, 7, 33)
+        }),
+        case("heatmap, smaller", &[s(2, 33, 20, 2)], false, |g, p| {
+            g.anomaly_map(p[0], Resize::Bilinear, 10, 7)
+        }),
+        case("heatmap, nearest", &[s(1, 3, 1, 2)], false, |g, p| g.anomaly_map(p[0], Resize::Nearest, 8, 5)),
+        case("heatmap, largest pixel", &[s(3, 33, 65, 1)], false, |g, p| g.largest_mean(p[0], 1)),
+        case("heatmap, largest mean", &[s(2, 70, 67, 1)], false, |g, p| g.largest_mean(p[0], 16)),
+        case("heatmap, largest mean of one tile", &[s(2, 34, 34, 1)], true, |g, p| g.largest_mean(p[0], 3)),
+        case("heatmap, largest mean of a large window", &[s(1, 45, 72, 1)], true, |g, p| {
+            g.largest_mean(p[0], 40)
+        }),
+        case("heatmap, mean of all", &[s(2, 5, 5, 1)], true, |g, p| g.largest_mean(p[0], 5)),
         case("top 3 gathered", &[s(2, 4, 3, 6), s(2, 1, 1, 6)], false, |g, p| {
             let top = g.top_k(p[1], 3)?;
             g.gather(p[0], top)

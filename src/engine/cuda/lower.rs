@@ -2,8 +2,8 @@
 
 use super::launch::{Lowered, Task, Unsupported};
 use super::{
-    attention, conv, conv_grad, depthwise, elementwise, gemm, layout, loss, norm, optim, philox, pool,
-    reduce, residual, resize,
+    attention, conv, conv_grad, depthwise, elementwise, gemm, heatmap, layout, loss, norm, optim, philox,
+    pool, reduce, residual, resize,
 };
 use crate::engine::op::{Conv, Op};
 use crate::engine::shape::Shape;
@@ -40,6 +40,7 @@ pub fn lower(task: &Task) -> Result<Lowered, Unsupported> {
         | Op::Gather
         | Op::GatherBackward { .. } => layout::lower(task),
         Op::ResidualRank(_) | Op::ResidualGather(_) => residual::lower(task),
+        Op::LogitDifference | Op::AnomalyMap { .. } | Op::LargestMean { .. } => heatmap::lower(task),
         Op::Random { .. } => philox::lower(task),
         Op::Adam(_) | Op::MovingAverage { .. } => optim::lower(task),
     }

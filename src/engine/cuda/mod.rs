@@ -18,6 +18,7 @@ pub mod device;
 pub mod elementwise;
 pub mod feed;
 pub mod gemm;
+pub mod heatmap;
 pub mod launch;
 pub mod layout;
 pub mod loss;

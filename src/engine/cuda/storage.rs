@@ -48,7 +48,7 @@ pub fn wanted(op: &Op, i: usize) -> Wanted {
         Op::Random { .. } => Wanted::U32,
         Op::Gather if i == 1 => Wanted::U32,
         Op::GatherBackward { .. } | Op::ResidualGather(_) if i == 0 => Wanted::U32,
-        Op::Adam(_) | Op::MovingAverage { .. } => Wanted::F32,
+        Op::Adam(_) | Op::MovingAverage { .. } | Op::LargestMean { .. } => Wanted::F32,
         Op::CrossEntropyBackward if i == 2 => Wanted::F32,
         _ => Wanted::Real,
     }
@@ -89,6 +89,9 @@ pub fn result(op: &Op, dtype: DType, len: usize, inputs: &[Storage], only_reduce
         | Op::Moments { .. }
         | Op::NormalizeParamGrad { .. }
         | Op::ResidualRank(_)
+        | Op::LogitDifference
+        | Op::AnomalyMap { .. }
+        | Op::LargestMean { .. }
         | Op::CrossEntropy
         | Op::Adam(_)
         | Op::MovingAverage { .. } => Storage::F32,

@@ -8,6 +8,7 @@
 pub mod attention;
 pub mod conv;
 pub mod elementwise;
+pub mod heatmap;
 pub mod layout;
 pub mod loss;
 pub mod norm;
