@@ -161,6 +161,7 @@ impl<P: Pixels> Archive<P> {
     }
 
     /// Never waits. Gives the verdict back if it does not fit; that is counted. It has to go out without.
+    #[expect(clippy::result_large_err, reason = "a box would be allocated for each part")]
     pub fn submit(&self, record: Record, image: bool) -> Result<(), Record> {
         let entry = match self.verdicts.try_send(Entry { record, image }) {
             Ok(()) => return Ok(()),

@@ -51,14 +51,10 @@ pub(super) struct Intake {
 /// What follows from the stream's caps; made anew when they change.
 struct Geometry {
     caps: gst::Caps,
-    coding: Coding,
+    /// `None`: JPEG.
+    stream: Option<Stream>,
     /// `None` until the first whole JPEG picture, whose caps need not say its size.
     room: Option<Room>,
-}
-
-enum Coding {
-    Raw(Stream),
-    Jpeg,
 }
 
 /// Where pictures go.
@@ -158,7 +154,7 @@ impl Intake {
             return Err(DropReason::QueueFull.into());
         }
         let geometry = self.geometry.as_ref().ok_or(DropReason::Unsupported)?;
-        let (Coding::Raw(stream), Some(room)) = (&geometry.coding, &geometry.room) else {
+        let (Some(stream), Some(room)) = (&geometry.stream, &geometry.room) else {
             return self.decode(buffer, run);
         };
 
@@ -240,7 +236,7 @@ impl Intake {
         }
         let before = self.geometry.take().and_then(|before| before.room);
         if caps.structure(0).is_some_and(|fields| fields.name() == JPEG) {
-            self.geometry = Some(Geometry { caps, coding: Coding::Jpeg, room: before });
+            self.geometry = Some(Geometry { caps, stream: None, room: before });
             return Ok(());
         }
         let stream = Stream::of_caps(&caps).ok_or_else(|| {
@@ -248,7 +244,7 @@ impl Intake {
             DropReason::Unsupported
         })?;
         let room = self.room_for(stream.layout, stream.bytes, before.map(|room| room.layout))?;
-        self.geometry = Some(Geometry { caps, coding: Coding::Raw(stream), room: Some(room) });
+        self.geometry = Some(Geometry { caps, stream: Some(stream), room: Some(room) });
         Ok(())
     }
 

@@ -248,6 +248,8 @@ impl Prometheus {
 /// Parts of expressions that say nothing on a calm day, and why.
 const EMPTY_IN_CALM: &[(&str, &str)] = &[
     ("inspectd_device_", "the line computes on the CPU"),
+    ("inspectd_output_up", "nothing is sent over the network"),
+    ("inspectd_archive_up", "there is no archive"),
     ("absent(", "the daemon is scraped"),
     ("offset 1h", "the daemon is younger than an hour"),
 ];
