@@ -5,11 +5,17 @@ use bytemuck::cast_slice;
 
 use super::error::RealnetError;
 use crate::engine::Program;
+use crate::engine::cuda::feed::Addresses;
 use crate::engine::cuda::preprocess::{Geometry, Pixels, launch};
 use crate::imaging::{Axis, FrameView, PixelFormat, Preprocessor, Roi, normalisation};
 
-/// Frame geometries that are kept prepared; lines of several cameras take turns.
+/// Frame geometries that are kept prepared for each picture of the input; lines of several cameras take turns.
 const PREPARED: usize = 8;
+/// Pictures that a program judges at once, at most.
+pub const MOST: usize = 4;
+
+/// A frame and its region of interest, or all of it.
+pub type Part<'f> = (FrameView<'f>, Option<Roi>);
 
 /// What decides how a frame is prepared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +25,8 @@ struct Key {
     height: usize,
     strides: [usize; 3],
     roi: Option<Roi>,
+    /// The picture of the input, where it holds several.
+    picture: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -31,7 +39,14 @@ enum How {
     },
 }
 
-/// Runs a program whose input `image` is 1×side×side×3 on frames of any geometry.
+impl Key {
+    fn of((frame, roi): &Part<'_>, picture: Option<usize>) -> Key {
+        let strides = frame.planes.map(|plane| plane.stride);
+        Key { format: frame.format, width: frame.width, height: frame.height, strides, roi: *roi, picture }
+    }
+}
+
+/// Runs a program whose input `image` is N×side×side×3 on frames of any geometry.
 #[derive(Debug, Default)]
 pub struct Frames {
     prepared: Vec<(Key, How)>,
@@ -46,21 +61,11 @@ impl Frames {
         frame: &FrameView<'_>,
         roi: Option<Roi>,
     ) -> Result<(), RealnetError> {
-        frame.check()?;
-        let strides = frame.planes.map(|plane| plane.stride);
-        let key = Key { format: frame.format, width: frame.width, height: frame.height, strides, roi };
-        let at = match self.prepared.iter().position(|(known, _)| *known == key) {
-            Some(at) => at,
-            None => self.prepare(program, side, frame, key)?,
-        };
+        let at = self.at(program, side, frame, Key::of(&(*frame, roi), None))?;
         let (_, how) = &mut self.prepared[at];
         match (how, program) {
             (How::Gpu { feed, planes }, Program::Cuda(program)) => {
-                let mut data = [[].as_slice(); 3];
-                for ((data, plane), bytes) in data.iter_mut().zip(&frame.planes).zip(*planes) {
-                    *data = &plane.data[..bytes];
-                }
-                program.run_fed(*feed, &data[..frame.format.planes()])?;
+                program.run_fed(*feed, &used(frame, *planes)[..frame.format.planes()])?;
             }
             (How::Cpu(preprocessor), program) => {
                 preprocessor.run(frame, program.input_mut("image")?)?;
@@ -69,6 +74,42 @@ impl Frames {
             (How::Gpu { .. }, Program::Cpu(_)) => unreachable!("feeds are made for programs on a GPU"),
         }
         Ok(())
+    }
+
+    /// Runs a program on a GPU whose input holds as many pictures as there are `frames`, at most `MOST`. Allocates
+    /// nothing once their geometries were seen at their places.
+    pub fn run_some(
+        &mut self,
+        program: &mut Program,
+        side: usize,
+        frames: &[Part<'_>],
+    ) -> Result<(), RealnetError> {
+        let mut pictures = [(0, [[].as_slice(); 3]); MOST];
+        for (picture, (part, fed)) in frames.iter().zip(&mut pictures).enumerate() {
+            let at = self.at(program, side, &part.0, Key::of(part, Some(picture)))?;
+            if let (_, How::Gpu { feed, planes }) = &self.prepared[at] {
+                *fed = (*feed, used(&part.0, *planes));
+            }
+        }
+        match program {
+            Program::Cuda(program) => Ok(program.run_with(&pictures[..frames.len().min(MOST)])?),
+            Program::Cpu(_) => unreachable!("the CPU judges one picture at a time"),
+        }
+    }
+
+    /// Where what a frame needs is prepared.
+    fn at(
+        &mut self,
+        program: &mut Program,
+        side: usize,
+        frame: &FrameView<'_>,
+        key: Key,
+    ) -> Result<usize, RealnetError> {
+        frame.check()?;
+        match self.prepared.iter().position(|(known, _)| *known == key) {
+            Some(at) => Ok(at),
+            None => self.prepare(program, side, frame, key),
+        }
     }
 
     fn prepare(
@@ -115,12 +156,20 @@ impl Frames {
                     cast_slice(&columns.weights),
                 ];
                 let used = &planes[..frame.format.planes()];
-                let feed = program.attach("image", used, &tables, |at| launch(&geometry, at))?;
+                let launch = |at: &Addresses| launch(&geometry, at);
+                let feed = match key.picture {
+                    None => program.attach("image", used, &tables, launch)?,
+                    Some(picture) => program.attach_picture("image", picture, used, &tables, launch)?,
+                };
                 How::Gpu { feed, planes }
             }
         };
-        if self.prepared.len() == PREPARED {
-            let (_, oldest) = self.prepared.remove(0);
+        // Of this place: the others' may be wanted for the same run.
+        let mut same =
+            self.prepared.iter().enumerate().filter(|(_, (other, _))| other.picture == key.picture);
+        let oldest = same.next().map(|(at, _)| at);
+        if let Some(oldest) = oldest.filter(|_| same.count() + 1 >= PREPARED) {
+            let (_, oldest) = self.prepared.remove(oldest);
             if let (How::Gpu { feed, .. }, Program::Cuda(program)) = (oldest, program) {
                 program.detach(feed)?;
             }
@@ -128,6 +177,15 @@ impl Frames {
         self.prepared.push((key, how));
         Ok(self.prepared.len() - 1)
     }
+}
+
+/// The bytes of a frame's planes that a feed takes.
+fn used<'f>(frame: &FrameView<'f>, planes: [usize; 3]) -> [&'f [u8]; 3] {
+    let mut data = [[].as_slice(); 3];
+    for ((data, plane), bytes) in data.iter_mut().zip(&frame.planes).zip(planes) {
+        *data = &plane.data[..bytes];
+    }
+    data
 }
 
 fn pixels(format: PixelFormat) -> Pixels {

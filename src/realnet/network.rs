@@ -242,12 +242,18 @@ pub fn features(spec: &NetSpec, batch: usize) -> Result<(Graph, Vec<(String, Val
 /// A graph and its named outputs.
 pub type Judgement = (Graph, Vec<(&'static str, Value)>);
 
-/// A whole judgement: input `image` 1×S×S×3, normalised. Outputs: `map` 1×S×S×1, probability of an
-/// anomaly; `logit` 1×T×T×1, the difference of the two logits, where the preset scores by it, or `pooled`, where
-/// it scores by pooled probability; `distance` 1×T×T×1, where it has a bank.
+/// A whole judgement of one picture.
 pub fn judgement(spec: &NetSpec) -> Result<Judgement, NetError> {
+    judgement_of(spec, 1)
+}
+
+/// Whole judgements of N pictures, none of which has a say in another's: input `image` N×S×S×3, normalised.
+/// Outputs: `map` N×S×S×1, probability of an anomaly; `logit` N×T×T×1, the difference of the two logits, where the
+/// preset scores by it, or `pooled` N×1×1×1, where it scores by pooled probability; `distance` N×T×T×1, where it
+/// has a bank.
+pub fn judgement_of(spec: &NetSpec, pictures: usize) -> Result<Judgement, NetError> {
     let mut g = Graph::new();
-    let image = g.input("image", Shape::new(1, spec.input, spec.input, 3));
+    let image = g.input("image", Shape::new(pictures, spec.input, spec.input, 3));
     let tapped = taps(&mut g, image, spec)?;
     let (scales, bank_taps) = tapped.split_at(spec.scales.len());
     let features = kept(&mut g, scales, spec)?;

@@ -2,11 +2,13 @@
 
 use super::draw::{Draw, Purpose, stream};
 use super::initial::fill_missing;
+use super::inspector::{Core, Inspector};
 use super::network::{ADAM_PREFIX, TrainStep, feature_shape, judgement, selection_name, train_step};
 use super::spec::NetSpec;
 use crate::engine::cuda::simulator::gpu;
 use crate::engine::{Device, Graph, Op, Options, ParamStore, Program, Tensor, Threads, Value, passes};
-use crate::model::Preset;
+use crate::imaging::{FrameView, PixelFormat, Plane, Roi};
+use crate::model::{Preset, Thresholds};
 use crate::nets::random_weights;
 
 const SIDE: usize = 64;
@@ -74,6 +76,61 @@ fn a_whole_judgement_is_the_same_on_the_gpu() {
             // Some 60 stores round to fp16, 2⁻¹¹/√3 of each element at most; they add up as a random walk.
             assert!(error < 5e-3, "seed {seed}: {name} differs by {error:.1e}");
         }
+    }
+}
+
+#[test]
+fn frames_of_several_cameras_in_one_run_are_judged_as_one_by_one() {
+    let (g, outputs) = judgement(&spec()).unwrap();
+    let kept: Vec<Value> = outputs.iter().map(|o| o.1).collect();
+    let params = params(&g, &kept, 3);
+    let device = Device::on(gpu());
+    let core = Core::new(spec(), &params, &device).unwrap();
+    let thresholds = Thresholds { unsure: 0.0, bad: 1.0 };
+    let mut inspector = Inspector::of(core, &params, thresholds, &device, 4).unwrap();
+    assert!(inspector.most() == 4 && inspector.keeps_parameters_once());
+
+    let mut draw = stream(4, 2, 0, Purpose::Initial);
+    let mut noise = |len: usize| (0..len).map(|_| draw.below(256) as u8).collect::<Vec<u8>>();
+    let (a, b, c, d) = (noise(80 * 60 * 3), noise(40 * 30), noise(80 * 60 * 3), noise(50 * 64 * 4));
+    let frame = |format, width, height, data, stride| FrameView {
+        format,
+        width,
+        height,
+        planes: [Plane { data, stride }, Plane::default(), Plane::default()],
+    };
+    let region = Some(Roi { x: 8, y: 5, width: 37, height: 51 });
+    let parts = [
+        (frame(PixelFormat::Rgb, 80, 60, &a, 240), None),
+        (frame(PixelFormat::Gray8, 40, 30, &b, 40), None),
+        (frame(PixelFormat::Rgb, 80, 60, &c, 240), region),
+        (frame(PixelFormat::Bgrx, 50, 64, &d, 200), None),
+    ];
+    let alone: Vec<(f32, Vec<f32>)> = parts
+        .iter()
+        .map(|(frame, roi)| inspector.judge(frame, *roi).map(|j| (j.score, j.map.to_vec())).unwrap())
+        .collect();
+    let outside = (parts[0].0, Some(Roi { x: 79, y: 0, width: 37, height: 51 }));
+    // In one run; in a run of two and one of one; one that cannot be judged among others.
+    for chosen in [&[0, 1, 2, 3][..], &[3, 0, 2], &[0, 9]] {
+        let some: Vec<_> = chosen.iter().map(|i| *parts.get(*i).unwrap_or(&outside)).collect();
+        inspector.judge_some(&some).unwrap();
+        for (at, which) in chosen.iter().enumerate() {
+            let judged = inspector.judged(at).unwrap();
+            let Some((score, map)) = alone.get(*which) else {
+                assert!(judged.is_err_and(|error| error.to_string().contains("region")), "{chosen:?}");
+                continue;
+            };
+            let judged = judged.unwrap();
+            let apart = distance(judged.map, map);
+            println!("{chosen:?} {at}: {} for {score}, map {apart:.1e}", judged.score);
+            // Sums are cut otherwise in larger products: what fp16 rounds otherwise for it is bounded as above.
+            assert!(
+                apart < 5e-3 && (judged.score - score).abs() < 5e-3 * score.abs().max(1.0),
+                "{chosen:?} {at}"
+            );
+        }
+        assert!(inspector.judged(chosen.len()).is_none());
     }
 }
 

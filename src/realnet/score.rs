@@ -19,14 +19,32 @@ pub struct Raw {
     pub distance: f32,
 }
 
-/// Reads the raw scores of the judgement that `program` has just run.
-pub fn raw(spec: &NetSpec, program: &Program) -> Result<Raw, RealnetError> {
+/// One of the pictures that a program judges at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    pub picture: usize,
+    pub of: usize,
+}
+
+impl Place {
+    pub const ONLY: Place = Place { picture: 0, of: 1 };
+
+    /// Its part of an output.
+    pub fn part(self, output: &[f32]) -> &[f32] {
+        let len = output.len() / self.of.max(1);
+        output.chunks_exact(len.max(1)).nth(self.picture).unwrap_or_default()
+    }
+}
+
+/// Reads the raw scores of one picture of the judgement that `program` has just run.
+pub fn raw(spec: &NetSpec, program: &Program, place: Place) -> Result<Raw, RealnetError> {
+    let output = |name| program.output(name).map(|output| place.part(output));
     let head = match spec.score {
-        ImageScore::TopLogits(k) => mean_of_largest(program.output("logit")?, k),
-        ImageScore::PooledProbability(_) => program.output("pooled")?.first().copied().unwrap_or(f32::NAN),
+        ImageScore::TopLogits(k) => mean_of_largest(output("logit")?, k),
+        ImageScore::PooledProbability(_) => output("pooled")?.first().copied().unwrap_or(f32::NAN),
     };
     let distance = match &spec.bank {
-        Some(bank) => mean_of_largest(program.output("distance")?, bank.top),
+        Some(bank) => mean_of_largest(output("distance")?, bank.top),
         None => 0.0,
     };
     Ok(Raw { head, distance })

@@ -1,6 +1,7 @@
 //! A graph compiled for a GPU: every copy and launch of one run captured once into one CUDA graph, which
 //! `run` replays. Nothing is allocated and no lock is held while it runs.
 
+use std::hash::{DefaultHasher, Hasher};
 use std::sync::Arc;
 
 use bytemuck::{cast_slice, cast_slice_mut};
@@ -25,13 +26,18 @@ use crate::engine::{Options, ProgramError};
 pub struct Program {
     feeds: Vec<Option<Feed>>,
     graph: Option<CudaGraph>,
+    /// A run in which one input, by number, is there already.
+    filled: Option<(usize, CudaGraph)>,
     /// Kernels of the graph stay loaded as long as these live.
     functions: Vec<CudaFunction>,
     stream: Arc<CudaStream>,
     copies: Arc<CudaStream>,
     schedule: Schedule,
     arena: DeviceBuffer,
-    persistent: DeviceBuffer,
+    /// Parameters, which programs that change none of them may share.
+    persistent: Arc<DeviceBuffer>,
+    /// Of what `persistent` holds; `None` where a run changes it.
+    contents: Option<u64>,
     inputs: Pinned<f32>,
     outputs: Pinned<f32>,
     gpu: Gpu,
@@ -60,6 +66,20 @@ impl Program {
         Self::compile_for(graph, outputs, params, gpu, gpu.limits(), priority, options)
     }
 
+    /// As `compile`, on this one's GPU and with this one's parameters in memory, where both have the same ones
+    /// and neither changes any.
+    pub fn compile_beside(
+        &self,
+        graph: &Graph,
+        outputs: &[(&str, Value)],
+        params: &ParamStore,
+        priority: Priority,
+        options: Options,
+    ) -> Result<Self, ProgramError> {
+        let schedule = scheduled(graph, outputs, params, self.gpu.limits(), options)?;
+        Self::of(schedule, &self.gpu, priority, changes_params(graph), Some(self))
+    }
+
     /// With the tiles that a GPU of these limits would be given.
     pub(super) fn compile_for(
         graph: &Graph,
@@ -70,34 +90,55 @@ impl Program {
         priority: Priority,
         options: Options,
     ) -> Result<Self, ProgramError> {
-        let kept: Vec<Value> = outputs.iter().map(|o| o.1).collect();
-        let mut graph = graph.clone();
-        let made = match options.passes {
-            true => passes::optimise(&mut graph, params, &kept),
-            false => ParamStore::new(),
-        };
-        let mut schedule = Schedule::new(&graph, outputs, [params, &made], limits)?;
+        let schedule = scheduled(graph, outputs, params, limits, options)?;
+        Self::of(schedule, gpu, priority, changes_params(graph), None)
+    }
+
+    /// `beside`: a program that may have the same parameters.
+    fn of(
+        mut schedule: Schedule,
+        gpu: &Gpu,
+        priority: Priority,
+        changes: bool,
+        beside: Option<&Program>,
+    ) -> Result<Self, ProgramError> {
         let block = std::mem::take(&mut schedule.persistent);
+        let contents = (!changes).then(|| {
+            let mut hasher = DefaultHasher::new();
+            hasher.write(&block);
+            hasher.finish()
+        });
         let arena = DeviceBuffer::new(gpu, schedule.arena_bytes)?;
-        let persistent = DeviceBuffer::new(gpu, block.len())?;
         let (stream, copies) = (gpu.stream(priority)?, gpu.stream(priority)?);
-        if !block.is_empty() {
-            // SAFETY: `persistent` has as many bytes, and `block` lives until the copy has ended.
-            unsafe { result::memcpy_htod_async(persistent.address, &block, stream.cu_stream()) }
-                .map_err(call("cuMemcpyHtoDAsync"))?;
-            stream.synchronize().map_err(call("cuStreamSynchronize"))?;
-        }
+        let shared = beside.filter(|other| {
+            contents.is_some() && other.contents == contents && other.persistent.bytes == block.len()
+        });
+        let persistent = match shared {
+            Some(other) => Arc::clone(&other.persistent),
+            None => {
+                let persistent = DeviceBuffer::new(gpu, block.len())?;
+                if !block.is_empty() {
+                    // SAFETY: `persistent` has as many bytes, and `block` lives until the copy has ended.
+                    unsafe { result::memcpy_htod_async(persistent.address, &block, stream.cu_stream()) }
+                        .map_err(call("cuMemcpyHtoDAsync"))?;
+                    stream.synchronize().map_err(call("cuStreamSynchronize"))?;
+                }
+                Arc::new(persistent)
+            }
+        };
         let inputs = Pinned::new(gpu, host_len(&schedule.inputs))?;
         let outputs = Pinned::new(gpu, host_len(&schedule.outputs))?;
         let mut program = Program {
             feeds: Vec::new(),
             graph: None,
+            filled: None,
             functions: Vec::new(),
             stream,
             copies,
             schedule,
             arena,
             persistent,
+            contents,
             inputs,
             outputs,
             gpu: gpu.clone(),
@@ -127,11 +168,18 @@ impl Program {
             }
         }
         self.functions = functions;
+        self.graph = self.captured(|program| program.record(None, None))?;
+        Ok(())
+    }
+
+    fn captured(
+        &self,
+        record: impl FnOnce(&Self) -> Result<(), DeviceError>,
+    ) -> Result<Option<CudaGraph>, DeviceError> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream.begin_capture(mode).map_err(call("cuStreamBeginCapture"))?;
-        let recorded = self.record(None);
-        self.graph = self.end_capture(recorded)?;
-        Ok(())
+        let recorded = record(self);
+        self.end_capture(recorded)
     }
 
     /// The capture has to be ended in any case, or the stream is of no use any more.
@@ -158,7 +206,33 @@ impl Program {
         let input = self.schedule.inputs.iter().position(|p| p.name == name).unwrap_or(0);
         let out = self.address(port.value.loc);
         let feed = Feed::new(&self.gpu, &self.copies, input, out, planes, tables, launch, None)?;
-        self.add(feed)
+        self.add(feed, false)
+    }
+
+    /// As `attach`, for one of the `pictures` that the input holds along its first axis. The feeds of all of them
+    /// together fill the input: `run_with`.
+    pub fn attach_picture(
+        &mut self,
+        name: &str,
+        picture: usize,
+        planes: &[usize],
+        tables: &[&[u8]],
+        launch: impl Fn(&Addresses) -> Launch,
+    ) -> Result<usize, ProgramError> {
+        let port = find(&self.schedule.inputs, "input", name)?;
+        let pictures = port.shape.n();
+        if picture >= pictures {
+            return Err(ProgramError::Length { name: name.into(), needed: pictures, found: picture + 1 });
+        }
+        let bytes = port.shape.len() / pictures * port.value.storage.bytes();
+        let input = self.schedule.inputs.iter().position(|p| p.name == name).unwrap_or(0);
+        let out = self.address(port.value.loc) + (picture * bytes) as u64;
+        let feed = Feed::new(&self.gpu, &self.copies, input, out, planes, tables, launch, None)?;
+        if self.filled.as_ref().is_none_or(|(filled, _)| *filled != input) {
+            let graph = self.captured(|program| program.record(None, Some(input)))?;
+            self.filled = graph.map(|graph| (input, graph));
+        }
+        self.add(feed, true)
     }
 
     /// Lets the fp16 input `name` be what a painter has painted, (value − mean) / deviation. Returns a
@@ -184,16 +258,17 @@ impl Program {
         let (launch, kept) = painter.output(out, mean, deviation);
         let launch = |_: &Addresses| launch.clone();
         let feed = Feed::new(&self.gpu, &self.copies, input, out, &[], &[], launch, Some(kept))?;
-        self.add(feed)
+        self.add(feed, false)
     }
 
-    /// Captures a run for each of the feed's sides.
-    fn add(&mut self, mut feed: Feed) -> Result<usize, ProgramError> {
+    /// Captures for each of the feed's sides a run, or its launch alone.
+    fn add(&mut self, mut feed: Feed, alone: bool) -> Result<usize, ProgramError> {
         for side in 0..feed.sides.len() {
-            let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-            self.stream.begin_capture(mode).map_err(call("cuStreamBeginCapture"))?;
-            let recorded = self.record(Some((&feed, side)));
-            feed.sides[side].graph = self.end_capture(recorded)?;
+            let graph = self.captured(|program| match alone {
+                true => program.launch(&Step::NOWHERE, &feed.sides[side].launch, &feed.function),
+                false => program.record(Some((&feed, side)), Some(feed.input)),
+            })?;
+            feed.sides[side].graph = graph;
         }
         let free = self.feeds.iter().position(Option::is_none);
         let number = free.unwrap_or(self.feeds.len());
@@ -227,6 +302,33 @@ impl Program {
         self.wait()
     }
 
+    /// Runs once on a picture for each feed of `attach_picture`: copies all their planes, fills the input, computes,
+    /// copies the outputs. Each picture of the input needs its feed: one that has none is what memory holds.
+    pub fn run_with(&mut self, pictures: &[(usize, [&[u8]; 3])]) -> Result<(), ProgramError> {
+        let known = self.feeds.len();
+        let mut submitted = Ok(());
+        for (number, planes) in pictures {
+            let Some(Some(feed)) = self.feeds.get_mut(*number) else {
+                let (name, known) = (number.to_string(), known.to_string());
+                submitted = Err(ProgramError::Unknown { kind: "feed", name, known });
+                break;
+            };
+            if let Err(error) = feed.submit(planes, &self.stream) {
+                submitted = Err(error.into());
+                break;
+            }
+        }
+        let computes = match &self.filled {
+            Some((_, graph)) if submitted.is_ok() => graph.launch().map_err(call("cuGraphLaunch")),
+            _ => Ok(()),
+        };
+        // Waited for even where it failed: the copies may be on their way, and the planes are borrowed.
+        self.copies.synchronize().map_err(call("cuStreamSynchronize"))?;
+        submitted?;
+        computes?;
+        self.wait()
+    }
+
     /// The number by which the driver knows the stream that everything runs on.
     pub(super) fn stream_number(&self) -> u64 {
         self.stream.cu_stream() as usize as u64
@@ -237,16 +339,16 @@ impl Program {
         Ok(())
     }
 
-    /// Records one run; where a feed fills an input, its launch stands for that input's copy and
-    /// conversion.
-    fn record(&self, fed: Option<(&Feed, usize)>) -> Result<(), DeviceError> {
+    /// Records one run; where an input, by number, is `filled`, by a feed's launch or before the run, without
+    /// that input's copy and conversion.
+    fn record(&self, fed: Option<(&Feed, usize)>, filled: Option<usize>) -> Result<(), DeviceError> {
         let stream = self.stream.cu_stream();
-        let by_feed = fed.and_then(|(feed, _)| self.schedule.inputs.get(feed.input));
+        let filled_port = filled.and_then(|input| self.schedule.inputs.get(input));
         if let Some((feed, side)) = fed {
             self.launch(&Step::NOWHERE, &feed.sides[side].launch, &feed.function)?;
         }
         for (index, port) in self.schedule.inputs.iter().enumerate() {
-            if fed.is_some_and(|(feed, _)| feed.input == index) {
+            if filled == Some(index) {
                 continue;
             }
             let from = &self.inputs.as_slice()[port.offset..][..port.shape.len()];
@@ -259,7 +361,7 @@ impl Program {
             let converts = index < self.schedule.conversions;
             for launch in &step.launches {
                 let Some(function) = functions.next() else { continue };
-                if converts && by_feed.is_some_and(|port| step.out == port.value) {
+                if converts && filled_port.is_some_and(|port| step.out == port.value) {
                     continue;
                 }
                 self.launch(step, launch, function)?;
@@ -371,6 +473,11 @@ impl Program {
         Ok(())
     }
 
+    /// Whether both have their parameters in the same memory.
+    pub fn shares_params_with(&self, other: &Program) -> bool {
+        Arc::ptr_eq(&self.persistent, &other.persistent)
+    }
+
     /// Bytes of intermediates and scratch, and bytes of parameters, on the device.
     pub fn memory_bytes(&self) -> (usize, usize) {
         (self.arena.bytes, self.persistent.bytes)
@@ -413,6 +520,26 @@ impl Drop for Program {
         let _ = self.copies.synchronize();
         let _ = self.stream.synchronize();
     }
+}
+
+fn scheduled(
+    graph: &Graph,
+    outputs: &[(&str, Value)],
+    params: &ParamStore,
+    limits: Limits,
+    options: Options,
+) -> Result<Schedule, ProgramError> {
+    let kept: Vec<Value> = outputs.iter().map(|o| o.1).collect();
+    let mut graph = graph.clone();
+    let made = match options.passes {
+        true => passes::optimise(&mut graph, params, &kept),
+        false => ParamStore::new(),
+    };
+    Schedule::new(&graph, outputs, [params, &made], limits)
+}
+
+fn changes_params(graph: &Graph) -> bool {
+    graph.nodes().iter().any(|node| !node.op.writes().is_empty())
 }
 
 fn host_len(ports: &[Port]) -> usize {
