@@ -182,6 +182,10 @@ fn systemd_and_an_operator_see_a_daemon_start_reload_and_stop() {
     let ready = daemon.hear("READY=1");
     let address = std::fs::read_to_string(site.path("state/http_address")).unwrap();
     let address = address.trim();
+    assert!(
+        metric(&get(address, "/metrics"), "frames_captured_total", "cam") > 0,
+        "ready with the first frame"
+    );
     assert!(ready.contains(&format!("STATUS=1 line, http://{address}/")), "{ready}");
     daemon.hear("WATCHDOG=1");
 
@@ -265,8 +269,10 @@ fn a_camera_that_is_not_there_keeps_the_daemon_up_and_unhealthy() {
          source = \"filesrc location=/nonexistent.raw ! rawvideoparse width=64 height=64 format=rgb\"\n\
          [line.outputs]\nverdicts = \"off\"\n",
     );
+    let started = Instant::now();
     let daemon = Daemon::start(&site);
     daemon.hear("READY=1");
+    assert!(started.elapsed() > Duration::from_secs(5), "ready waits for a first frame, but not for ever");
     let address = std::fs::read_to_string(site.path("state/http_address")).unwrap();
     let health = wait("a 503 that says why", || {
         let health = get(address.trim(), "/healthz");

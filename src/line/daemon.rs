@@ -39,6 +39,13 @@ const MAPS: usize = 7;
 /// How long threads get to end after the drain's limit.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// How long systemd is let wait for the first frame of every line. A camera that is unplugged must not keep
+/// what depends on the daemon from starting.
+const READY_GRACE: Duration = Duration::from_secs(5);
+
+/// How often it is looked for.
+const FIRST_FRAMES: Duration = Duration::from_millis(20);
+
 /// How long a message to the verdict thread may take, which never waits itself.
 const TELL_LIMIT: Duration = Duration::from_secs(5);
 
@@ -272,12 +279,10 @@ impl<P: Picture> Daemon<P> {
     /// Runs until every source has ended or [`Command::Stop`] comes.
     pub fn run(mut self, commands: &Receiver<Command>) -> Result<(), RunError> {
         self.lines.state().name = "running";
-        let config = self.lines.state().config_hash.clone();
-        self.telemetry.emit(Event::Ready { lines: self.in_force.config.lines.len(), config: &config });
         self.supplier.in_force(&self.in_force);
         self.tell_outlets(Instant::now());
-        let status = self.status();
-        self.notifier.ready(&status);
+        let ready_by = Instant::now() + READY_GRACE;
+        let mut first_frames = crossbeam_channel::tick(FIRST_FRAMES);
         let interval = Notifier::watchdog().unwrap_or(Duration::from_secs(1)).min(Duration::from_secs(1));
         let ticks = crossbeam_channel::tick(interval);
         let end = self.end.clone();
@@ -296,9 +301,32 @@ impl<P: Picture> Daemon<P> {
                 recv(reloaded) -> outcome => self.reloaded(outcome.ok()),
                 recv(end) -> end => break end.ok(),
                 recv(ticks) -> _ => self.tick(),
+                // READY would end a reload for systemd, too.
+                recv(first_frames) -> _ => if self.reload.is_none()
+                    && (self.has_first_frames() || Instant::now() >= ready_by)
+                {
+                    self.ready();
+                    first_frames = crossbeam_channel::never();
+                },
             }
         };
         self.finish(ended)
+    }
+
+    /// Whether every line has seen what it waits for. Triggered cameras may be silent, so they need not have
+    /// given a frame.
+    fn has_first_frames(&self) -> bool {
+        self.lines.snapshots(Instant::now()).into_iter().all(|(line, snapshot)| {
+            let triggered = line.terms().stall_timeout.is_none();
+            snapshot.camera.captured > 0 || snapshot.published.ended || triggered
+        })
+    }
+
+    fn ready(&mut self) {
+        let config = self.lines.state().config_hash.clone();
+        self.telemetry.emit(Event::Ready { lines: self.in_force.config.lines.len(), config: &config });
+        let status = self.status();
+        self.notifier.ready(&status);
     }
 
     /// Begins a reload; one that is under way has read the file already, so another follows it.

@@ -141,8 +141,8 @@ pub const ROWS: &[(&str, &[Panel])] = &[
                 )],
             },
             Panel {
-                title: "Late, failed, discarded",
-                about: "Per second: deadlines missed, frames that the model could not judge, judgements that came after the verdict late.",
+                title: "Late, failed, damaged, discarded",
+                about: "Per second: deadlines missed, frames that the model could not judge, frames that came damaged, judgements that came after the verdict late.",
                 look: Look::Lines,
                 unit: "short",
                 queries: &[
@@ -153,6 +153,10 @@ pub const ROWS: &[(&str, &[Panel])] = &[
                     (
                         r#"rate(inspectd_judge_failures_total{line=~"$line"}[$__rate_interval])"#,
                         "{{line}} failed",
+                    ),
+                    (
+                        r#"rate(inspectd_frames_damaged_total{line=~"$line"}[$__rate_interval])"#,
+                        "{{line}} damaged",
                     ),
                     (
                         r#"rate(inspectd_judgements_discarded_total{line=~"$line"}[$__rate_interval])"#,
