@@ -154,7 +154,8 @@ fn every_verdict_that_was_published_is_in_the_archive_after_kill_9() {
         assert_eq!(check, "ok", "seed {seed}, kill {kill}");
         let log = std::fs::read_to_string(site.path("log")).unwrap();
         // On a busy machine a picture may find its queue full, which is counted; nothing else may go wrong.
-        let fault = |line: &&str| line.contains("ERROR") && !line.contains("output=\"images\" reason=\"full\"");
+        let fault =
+            |line: &&str| line.contains("ERROR") && !line.contains("output=\"images\" reason=\"full\"");
         assert_eq!(log.lines().find(fault), None, "seed {seed}, kill {kill}: {log}");
     }
     // What rows say of pictures is so: opened for writing, the archive has settled its accounts.

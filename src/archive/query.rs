@@ -160,6 +160,8 @@ impl Row {
 pub struct Filter {
     pub lines: Vec<String>,
     pub verdicts: Vec<Verdict>,
+    /// What the plant calls the part.
+    pub part_id: Option<String>,
     pub since: Option<Timestamp>,
     pub until: Option<Timestamp>,
     /// Only those that a person has looked at (true), or that nobody has (false).
@@ -169,10 +171,10 @@ pub struct Filter {
     pub before: Option<(Timestamp, i64)>,
 }
 
-const COLUMNS: &str = "v.id, l.name, v.sequence, v.part_id, v.captured_at, v.verdict, v.reason, v.score, c.unsure, \
+const COLUMNS: &str = "SELECT v.id, l.name, v.sequence, v.part_id, v.captured_at, v.verdict, v.reason, v.score, c.unsure, \
                        c.bad, c.roi, v.latency_us, v.frame_hash, c.model_hash, c.config_hash, v.image, v.review, \
-                       v.reviewed_at, v.reviewer \
-                       FROM verdicts v JOIN lines l ON l.id = v.line JOIN contexts c ON c.id = v.context";
+                       v.reviewed_at, v.reviewer FROM verdicts v";
+const JOINED: &str = "JOIN lines l ON l.id = v.line JOIN contexts c ON c.id = v.context";
 
 type Fetched = Result<Row, StoreError>;
 
@@ -181,12 +183,12 @@ impl Store {
     pub fn find(&self, key: &PartKey) -> Result<Option<Row>, StoreError> {
         let fetched = match key {
             PartKey::Number(id) => {
-                let sql = format!("SELECT {COLUMNS} WHERE v.id = ?1");
+                let sql = format!("{COLUMNS} {JOINED} WHERE v.id = ?1");
                 self.db.query_row(&sql, [id], |row| Ok(self.row(row))).optional()?
             }
             PartKey::Name { line, millisecond, sequence } => {
                 let sql = format!(
-                    "SELECT {COLUMNS} WHERE v.captured_at = ?1 AND v.sequence = ?2 AND l.name = ?3 \
+                    "{COLUMNS} {JOINED} WHERE v.captured_at = ?1 AND v.sequence = ?2 AND l.name = ?3 \
                      ORDER BY v.id DESC LIMIT 1"
                 );
                 let values = params![millisecond, *sequence as i64, line];
@@ -230,11 +232,23 @@ impl Store {
         limit: usize,
         rows: &mut Vec<Row>,
     ) -> Result<(), StoreError> {
+        // SQLite would take the index of all, among whose millions the few that are asked for are far between.
+        let index = match filter {
+            Filter { part_id: Some(_), .. } => "verdicts_by_part",
+            Filter { reviewed: Some(true), .. } => "reviews_by_line",
+            Filter { with_image: true, .. } => "images_by_line",
+            _ => "verdicts_by_line",
+        };
         let mut sql = format!(
-            "SELECT {COLUMNS} WHERE v.line = (SELECT id FROM lines WHERE name = ?) AND v.verdict = ?"
+            "{COLUMNS} INDEXED BY {index} {JOINED} \
+             WHERE v.line = (SELECT id FROM lines WHERE name = ?) AND v.verdict = ?"
         );
         let label = VERDICTS[verdict as usize].1;
         let mut values: Vec<Value> = vec![line.to_owned().into(), label.to_owned().into()];
+        if let Some(part_id) = &filter.part_id {
+            sql.push_str(" AND v.part_id = ?");
+            values.push(part_id.clone().into());
+        }
         let mut time = |condition: &str, at: Option<Timestamp>| {
             if let Some(at) = at {
                 sql.push_str(condition);

@@ -42,8 +42,10 @@ CREATE TABLE verdicts (
 ) STRICT;
 CREATE INDEX verdicts_by_time ON verdicts (captured_at);
 CREATE INDEX verdicts_by_line ON verdicts (line, verdict, captured_at, score);
-CREATE INDEX verdicts_with_image ON verdicts (captured_at, image) WHERE image IS NOT NULL;
-CREATE INDEX verdicts_reviewed ON verdicts (reviewed_at) WHERE review IS NOT NULL;
+CREATE INDEX verdicts_by_part ON verdicts (part_id) WHERE part_id IS NOT NULL;
+CREATE INDEX images_by_time ON verdicts (captured_at, image) WHERE image IS NOT NULL;
+CREATE INDEX images_by_line ON verdicts (line, verdict, captured_at) WHERE image IS NOT NULL;
+CREATE INDEX reviews_by_line ON verdicts (line, verdict, captured_at) WHERE review IS NOT NULL;
 CREATE VIEW parts AS
     SELECT v.id, l.name AS line, v.sequence, v.part_id, datetime(v.captured_at / 1000.0, 'unixepoch', 'subsec') AS
         captured_at, v.verdict, v.reason, v.score, c.unsure, c.bad, v.latency_us / 1000.0 AS latency_ms, v.frame_hash,

@@ -143,6 +143,11 @@ fn pages_hold_every_part_once_newest_first_and_filters_hold() {
     let since = Some(start() + SignedDuration::from_secs(1990));
     assert_eq!(count(&Filter { since, ..Filter::default() }), 10);
     assert_eq!(count(&Filter { until: since, verdicts: vec![Verdict::Late], ..Filter::default() }), 40);
+    for reviewed in [Some(true), Some(false)] {
+        let filter = Filter { reviewed, with_image: true, ..Filter::default() };
+        assert_eq!(count(&filter), 0);
+    }
+    assert_eq!(count(&Filter { part_id: Some("A 17".into()), ..Filter::default() }), 0);
     let scores = store.scores("even", 1000).unwrap();
     // None of the late ones, which are odd anyway.
     assert_eq!(scores.len(), 1000);

@@ -60,6 +60,9 @@ struct ListArgs {
     /// Only these verdicts: good, unsure, bad, late, unjudged
     #[arg(long, value_name = "VERDICT", value_parser = verdict)]
     verdict: Vec<Verdict>,
+    /// Only the part that the plant calls so
+    #[arg(long, value_name = "ID")]
+    part_id: Option<String>,
     /// Only from then on: 2026-11-24, or 2026-11-24T09:30:00Z
     #[arg(long, value_name = "TIME", value_parser = time)]
     since: Option<Timestamp>,
@@ -225,6 +228,7 @@ fn list(args: ListArgs) -> Result<(), Failure> {
     let filter = Filter {
         lines: args.line,
         verdicts: args.verdict,
+        part_id: args.part_id,
         since: args.since,
         until: args.until,
         reviewed: match (args.reviewed, args.unreviewed) {
