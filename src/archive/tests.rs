@@ -79,6 +79,7 @@ fn a_row_holds_all_that_its_verdict_can_be_given_again_by() {
     let mut bad = entry("cam1", 7, Verdict::Bad);
     let roi = Some(Roi { x: 1, y: 2, width: 30, height: 40 });
     bad.record.rules = Arc::new(Rules { roi, ..rules(&bad.record.rules) });
+    bad.record.part_id = Some("A 17".parse().unwrap());
     let mut late = entry("cam1", 8, Verdict::Late);
     late.record.reason = Some(crate::outputs::Reason::Deadline);
     let mut strange = entry("cam1", 9, Verdict::Bad);
@@ -98,6 +99,9 @@ fn a_row_holds_all_that_its_verdict_can_be_given_again_by() {
         (Some("00000000000000ff"), roi, None)
     );
     assert_eq!((row.model_hash.as_str(), row.config_hash.as_str()), ("m0", "c0"));
+    assert_eq!(row.part_id.as_deref(), Some("A 17"));
+    let of_part = Filter { part_id: row.part_id.clone(), ..Filter::default() };
+    assert_eq!(reader.list(&of_part, 9).unwrap(), std::slice::from_ref(&row));
     let name = row.name();
     assert_eq!(name, "cam1_20261124T093052.123Z_00000007");
     for text in

@@ -54,7 +54,7 @@ impl Witness {
 impl Outlet for Witness {
     fn submit(&self, record: &Record) {
         let key = part_name(record.rules.line.as_str(), record.captured_at, record.sequence).parse().unwrap();
-        let found = Store::read(&self.folder).unwrap().find(&key).unwrap();
+        let found = Store::read(&self.folder).ok().and_then(|store| store.find(&key).ok().flatten());
         self.found.fetch_add(found.is_some().into(), SeqCst);
         self.published.fetch_add(1, SeqCst);
     }
