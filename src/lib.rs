@@ -16,6 +16,7 @@ pub mod model;
 pub mod nets;
 pub mod occupancy;
 pub mod outputs;
+pub mod page;
 pub mod pages;
 pub mod realnet;
 pub mod telemetry;

@@ -291,14 +291,14 @@ fn serve_takes_new_thresholds_and_loses_its_gpu_meanwhile() {
     };
     wait("a verdict", &mut child, &log, || (!verdicts().is_empty()).then_some(()));
     let address = std::fs::read_to_string(path("state/http_address")).unwrap();
-    assert!(!get(address.trim(), "/").contains("the CPU judges"));
+    assert!(!get(address.trim(), "/status").contains("the CPU judges"));
     configure("unsure = -1e7\nbad = -1e6");
     signal("-HUP");
     wait("a verdict by the new thresholds", &mut child, &log, || {
         verdicts().iter().any(|v| v["verdict"] == "bad").then_some(())
     });
     let page = wait("the GPU's failure on the page", &mut child, &log, || {
-        let page = get(address.trim(), "/");
+        let page = get(address.trim(), "/status");
         page.contains("cuda:0 failed, the CPU judges").then_some(page)
     });
     assert!(page.contains("<td>a<td>runs"), "{page}");

@@ -199,7 +199,7 @@ fn systemd_and_an_operator_see_a_daemon_start_reload_and_stop() {
     let before = verdicts("good");
     let health = get(address, "/healthz");
     assert!(health.starts_with("HTTP/1.1 200") && health.contains("\"ok\":true"), "{health}");
-    assert!(get(address, "/").contains("<td>cam<td>runs"));
+    assert!(get(address, "/status").contains("<td>cam<td>runs"));
     assert_balanced(&get(address, "/metrics"), "cam");
 
     // Thresholds are taken over while it runs.

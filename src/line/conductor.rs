@@ -19,6 +19,7 @@ use crate::archive::Archive;
 use crate::capture::Damage;
 use crate::imaging::Heatmap;
 use crate::model::Verdict;
+use crate::outputs::live::{Job as LiveJob, Viewer};
 use crate::outputs::{FrameHash, HeatmapJob, HeatmapWriter, Reason, Record, Rules, VerdictWriter};
 use crate::telemetry::{LineEvent, Output, OutputFault};
 
@@ -95,6 +96,7 @@ pub struct Conductor<P> {
     /// Between the verdicts and what they drive, if there is one.
     pub archive: Option<Archive<P>>,
     pub heatmaps: HeatmapWriter<Arc<P>>,
+    pub viewer: Viewer<Arc<P>>,
     /// Maps that were written come back here.
     pub spare: Receiver<Heatmap>,
     /// At hand, longest unused first: all are used early, so that none grows late.
@@ -327,7 +329,7 @@ impl<P: Picture> Conductor<P> {
         // is gone, the loop will notice.
         let (record, wants_picture) = self.verdict(id, verdict, score.as_ref().ok().copied(), now);
         self.turn(Instant::now());
-        self.pass_on(record, wants_picture, picture, map, score);
+        self.pass_on(line, record, wants_picture, picture, map, score);
     }
 
     /// Makes the record of a verdict, and moves metrics and log.
@@ -349,12 +351,14 @@ impl<P: Picture> Conductor<P> {
             frame_hash: None,
             heatmap: false,
         };
+        self.viewer.judged(id.line, &record);
         (record, seat.rules.wants_heatmap(verdict))
     }
 
     /// Sends a judged frame's verdict and picture to their writers.
     fn pass_on(
         &mut self,
+        line: usize,
         mut record: Record,
         wants_picture: bool,
         picture: P,
@@ -369,19 +373,24 @@ impl<P: Picture> Conductor<P> {
             record.frame_hash = Some(FrameHash::of(&picture.view()));
         }
         let wants_image = self.archive.as_ref().is_some_and(|archive| archive.wants_image(&record));
-        if !wants_picture && !wants_image {
+        let now = Instant::now();
+        let wants_look = map.is_some() && self.viewer.wants(line, now);
+        if !wants_picture && !wants_image && !wants_look {
             self.maps.extend(map);
             return self.submit(record, false);
         }
         let picture = Arc::new(picture);
+        // The region that it was judged on, which may have changed meanwhile.
+        let roi = record.rules.roi;
         let image = wants_image && self.keep_image(&record, &picture, map.as_ref());
+        if let Some(copy) = map.as_ref().filter(|_| wants_look).and_then(|map| self.copy_of(map)) {
+            let (sequence, picture) = (record.sequence, Arc::clone(&picture));
+            self.maps.extend(self.viewer.submit(LiveJob { line, sequence, picture, map: copy, roi }, now));
+        }
         if !wants_picture {
             self.maps.extend(map);
         } else if let Some(map) = map {
-            let line = self.seats.iter().find(|seat| seat.rules.line == record.rules.line);
-            let latest = line.map(|seat| Arc::clone(&seat.shared.latest)).unwrap_or_default();
-            // The region that it was judged on, which may have changed meanwhile.
-            let roi = record.rules.roi;
+            let latest = Arc::clone(&self.seats[line].shared.latest);
             let job = HeatmapJob { record: record.clone(), picture, map, roi, latest };
             match self.heatmaps.submit(job) {
                 Ok(()) => record.heatmap = true,
@@ -397,16 +406,19 @@ impl<P: Picture> Conductor<P> {
         self.submit(record, image);
     }
 
+    /// A second map with the same values, if one is at hand.
+    fn copy_of(&mut self, map: &Heatmap) -> Option<Heatmap> {
+        let mut copy = self.maps.pop_front()?;
+        (copy.width, copy.height) = (map.width, map.height);
+        copy.data.clone_from(&map.data);
+        Some(copy)
+    }
+
     /// Hands a picture to the archive. False if there was no room for it.
     fn keep_image(&mut self, record: &Record, picture: &Arc<P>, map: Option<&Heatmap>) -> bool {
-        let Some(archive) = &self.archive else { return false };
         // Where every map is in use, the picture is kept without.
-        let map = map.and_then(|map| {
-            let mut copy = self.maps.pop_front()?;
-            (copy.width, copy.height) = (map.width, map.height);
-            copy.data.clone_from(&map.data);
-            Some(copy)
-        });
+        let map = map.and_then(|map| self.copy_of(map));
+        let Some(archive) = &self.archive else { return false };
         let (kept, left) = archive.submit_image(record.clone(), Arc::clone(picture), map);
         self.maps.extend(left);
         kept

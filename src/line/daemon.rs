@@ -30,7 +30,9 @@ use crate::config::{Config, LineConfig, LineName};
 use crate::imaging::Heatmap;
 use crate::outputs::access::Access;
 use crate::outputs::http::Server;
+use crate::outputs::live::{self, Live, Viewer};
 use crate::outputs::{HeatmapWriter, Latest, LineStatus, Outlets, VerdictWriter};
+use crate::page;
 use crate::telemetry::{Event, LineEvent, LineMetrics, LineTelemetry, Reload, Telemetry};
 
 /// Heatmaps in circulation: four wait to be drawn, one is drawn, one is filled, one is at hand.
@@ -153,7 +155,7 @@ pub fn start<P: Picture>(
         .collect::<Result<Vec<_>, _>>()
         .map_err(StartError::Rules)?;
 
-    let maps = if config.archive.is_some() { MAPS + archive::MAPS } else { MAPS };
+    let maps = if config.archive.is_some() { MAPS + archive::MAPS } else { MAPS } + live::MAPS;
     let (spare_sender, spare) = bounded(maps);
     let (verdicts, verdict_thread) = VerdictWriter::start().map_err(thread("verdict writer"))?;
     let mut threads = Vec::new();
@@ -163,6 +165,9 @@ pub fn start<P: Picture>(
         threads = its;
         archive = Some(near);
     }
+    let live = Arc::new(Live::new(config.lines.iter().map(|line| line.name.as_str()), Instant::now()));
+    let (viewer, live_thread) =
+        Viewer::start(Arc::clone(&live), spare_sender.clone()).map_err(thread("live"))?;
     let (heatmaps, heatmap_thread) = HeatmapWriter::start(spare_sender).map_err(thread("heatmap writer"))?;
 
     let mut seats = Vec::new();
@@ -203,6 +208,8 @@ pub fn start<P: Picture>(
         heart: Arc::clone(&heart),
         state: Mutex::new(State { name: "starting", config_hash }),
         telemetry: telemetry.clone(),
+        live,
+        archive: config.archive.as_ref().map(|archive| archive.folder.clone()),
     });
     let mirrored = Arc::downgrade(&lines);
     telemetry.on_scrape(move |_| {
@@ -224,6 +231,7 @@ pub fn start<P: Picture>(
         verdicts,
         archive,
         heatmaps,
+        viewer,
         spare,
         maps: (0..maps).map(|_| Heatmap { width: 0, height: 0, data: Vec::new() }).collect(),
         heart,
@@ -239,7 +247,9 @@ pub fn start<P: Picture>(
         .map_err(thread("verdict"))?;
     let server = match listener {
         Some(listener) => {
-            Some(Server::start(listener, Arc::<Lines>::clone(&lines), access).map_err(thread("http"))?)
+            let page = page::router(&access);
+            let board = Arc::<Lines>::clone(&lines);
+            Some(Server::start(listener, board, access, page).map_err(thread("http"))?)
         }
         None => None,
     };
@@ -247,7 +257,7 @@ pub fn start<P: Picture>(
         telemetry.emit(Event::Listening { address: server.address });
     }
     let told = vec![Told::default(); config.lines.len()];
-    threads.extend([conductor_thread, worker.thread, verdict_thread, heatmap_thread]);
+    threads.extend([conductor_thread, worker.thread, verdict_thread, heatmap_thread, live_thread]);
     outlets.commit(staged);
     Ok(Daemon {
         in_force: InForce { config, models },

@@ -1,5 +1,6 @@
 //! What the verdict thread publishes about a line, and what is read from it: metrics, health, the page.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use super::trigger::Triggers;
 use super::{health, ledger};
 use crate::config::{LineConfig, PictureTerms};
 use crate::outputs::http::{Board, Health, LineHealth, TriggerRefused};
+use crate::outputs::live::Live;
 use crate::outputs::{Latest, PartId};
 use crate::telemetry::{FrameCounts, LineTelemetry, Telemetry};
 
@@ -90,6 +92,9 @@ pub struct Lines {
     pub state: Mutex<State>,
     pub telemetry: Telemetry,
     pub triggers: Triggers,
+    pub live: Arc<Live>,
+    /// The archive's folder, if one is kept.
+    pub archive: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug)]
@@ -152,6 +157,7 @@ impl Board for Lines {
                     captured: counts.captured,
                     in_flight: counts.in_flight,
                     dropped: counts.dropped.iter().map(|(_, n)| n).sum(),
+                    restarts: counts.restarts.iter().map(|(_, n)| n).sum(),
                     good,
                     unsure,
                     bad,
@@ -173,5 +179,13 @@ impl Board for Lines {
 
     fn heatmap(&self, line: &str) -> Option<std::path::PathBuf> {
         self.lines.iter().find(|l| l.telemetry.name == line)?.latest.get()
+    }
+
+    fn live(&self) -> &Live {
+        &self.live
+    }
+
+    fn archive(&self) -> Option<PathBuf> {
+        self.archive.clone()
     }
 }

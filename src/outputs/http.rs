@@ -1,5 +1,5 @@
-//! `/metrics`, `/healthz` and the status page, on one thread of its own; and the one thing that can be changed
-//! there, `POST /lines/NAME/trigger` (see [`access`](super::access) for who may).
+//! `/metrics`, `/healthz` and `/status`, a page that needs no script, on one thread of its own; `POST
+//! /lines/NAME/trigger` (see [`access`](super::access) for who may). What else is served is given to it.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 use super::PartId;
 use super::access::{Access, Denied};
 
+use super::live::Live;
+
 /// What is shown. Asked on the HTTP thread; must not wait.
 pub trait Board: Send + Sync + 'static {
     /// Prometheus' text format.
@@ -28,6 +30,10 @@ pub trait Board: Send + Sync + 'static {
     fn trigger(&self, line: &str, part: Option<PartId>) -> Result<PartId, TriggerRefused>;
     /// The newest picture of a line.
     fn heatmap(&self, line: &str) -> Option<PathBuf>;
+    /// What the page shows as it happens.
+    fn live(&self) -> &Live;
+    /// The archive's folder, if one is kept.
+    fn archive(&self) -> Option<PathBuf>;
 }
 
 /// Why a trigger is not taken.
@@ -76,6 +82,8 @@ pub struct LineHealth {
     pub captured: u64,
     pub in_flight: u64,
     pub dropped: u64,
+    /// Times that the camera was started anew after a fault.
+    pub restarts: u64,
     pub good: u64,
     pub unsure: u64,
     pub bad: u64,
@@ -100,7 +108,13 @@ impl Server {
         Ok(listener)
     }
 
-    pub fn start(listener: TcpListener, board: Arc<dyn Board>, access: Access) -> io::Result<Self> {
+    /// `more`: what else is served.
+    pub fn start(
+        listener: TcpListener,
+        board: Arc<dyn Board>,
+        access: Access,
+        more: Router<Arc<dyn Board>>,
+    ) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
         let (stop, stopped) = tokio::sync::oneshot::channel();
@@ -111,7 +125,7 @@ impl Server {
                     Err(error) => return tracing::error!(%error, "HTTP is not served."),
                 };
                 tokio::select! {
-                    served = axum::serve(listener, router(board, access)).into_future() => {
+                    served = axum::serve(listener, router(board, access, more)).into_future() => {
                         if let Err(error) = served {
                             tracing::error!(%error, "HTTP is no longer served.");
                         }
@@ -135,19 +149,20 @@ impl Drop for Server {
     }
 }
 
-type Shown = State<Arc<dyn Board>>;
+pub type Shown = State<Arc<dyn Board>>;
 
 type Served = IntoMakeServiceWithConnectInfo<Router, SocketAddr>;
 
 /// Larger bodies are refused before they are read.
 const LARGEST_BODY: usize = 4096;
 
-fn router(board: Arc<dyn Board>, access: Access) -> Served {
+fn router(board: Arc<dyn Board>, access: Access, more: Router<Arc<dyn Board>>) -> Served {
     let trigger = move |peer, headers, board, line, body| trigger(access, peer, headers, board, line, body);
     Router::new()
         .route("/lines/{line}/trigger", post(trigger))
+        .merge(more)
         .layer(DefaultBodyLimit::max(LARGEST_BODY))
-        .route("/", get(page))
+        .route("/status", get(page))
         .route("/metrics", get(metrics))
         .route("/healthz", get(health))
         .route("/lines/{line}/heatmap.png", get(heatmap))
@@ -171,15 +186,8 @@ async fn trigger(
     // Its media type makes a browser ask before it sends what a stranger's page wants sent.
     body: Result<Json<Part>, JsonRejection>,
 ) -> Response {
-    let refuse = |status: StatusCode, error: &dyn std::fmt::Display| {
-        (status, Json(serde_json::json!({ "error": error.to_string() }))).into_response()
-    };
-    if let Err(denied) = access.check(peer, &headers) {
-        let status = match denied {
-            Denied::NoToken | Denied::WrongToken => StatusCode::UNAUTHORIZED,
-            Denied::NotLocal => StatusCode::FORBIDDEN,
-        };
-        return refuse(status, &denied);
+    if let Err(why) = access.check(peer, &headers) {
+        return denied(why);
     }
     let Part { part_id } = match body {
         Ok(Json(part)) => part,
@@ -196,6 +204,20 @@ async fn trigger(
         }
         Err(refused) => refuse(refused.status(), &refused),
     }
+}
+
+/// An error as JSON.
+pub fn refuse(status: StatusCode, error: &dyn std::fmt::Display) -> Response {
+    (status, Json(serde_json::json!({ "error": error.to_string() }))).into_response()
+}
+
+/// Why a change is not made.
+pub fn denied(why: Denied) -> Response {
+    let status = match why {
+        Denied::NoToken | Denied::WrongToken => StatusCode::UNAUTHORIZED,
+        Denied::NotLocal => StatusCode::FORBIDDEN,
+    };
+    refuse(status, &why)
 }
 
 async fn metrics(State(board): Shown) -> impl IntoResponse {
@@ -278,10 +300,12 @@ mod tests {
     use super::*;
     use std::io::{Read, Write};
     use std::net::TcpStream;
+    use std::time::Instant;
 
     struct Fake {
         ok: bool,
         picture: PathBuf,
+        live: Live,
     }
 
     impl Board for Fake {
@@ -299,6 +323,7 @@ mod tests {
                 captured: 9,
                 in_flight: 1,
                 dropped: 1,
+                restarts: 0,
                 good: 4,
                 unsure: 0,
                 bad: 2,
@@ -324,6 +349,14 @@ mod tests {
         fn heatmap(&self, line: &str) -> Option<PathBuf> {
             (line == "cam1").then(|| self.picture.clone())
         }
+
+        fn live(&self) -> &Live {
+            &self.live
+        }
+
+        fn archive(&self) -> Option<PathBuf> {
+            None
+        }
     }
 
     fn ask(server: &Server, path: &str) -> String {
@@ -340,7 +373,8 @@ mod tests {
 
     fn server(ok: bool, picture: PathBuf) -> Server {
         let listener = Server::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        Server::start(listener, Arc::new(Fake { ok, picture }), Access::local()).unwrap()
+        let live = Live::new(["cam1"], Instant::now());
+        Server::start(listener, Arc::new(Fake { ok, picture, live }), Access::local(), Router::new()).unwrap()
     }
 
     #[test]
@@ -390,7 +424,7 @@ mod tests {
         assert!(metrics.contains("text/plain; version=0.0.4") && metrics.ends_with("inspectd_up 1\n"));
         let health = ask(&server, "/healthz");
         assert!(health.starts_with("HTTP/1.1 200") && health.contains("\"captured\":9"), "{health}");
-        assert!(ask(&server, "/").contains("<td>cam1<td>runs<td>9<td>4<td>0<td>2<td>1<td>0<td>1<td>0.500"));
+        assert!(ask(&server, "/status").contains("<td>cam1<td>runs<td>9<td>4<td>0<td>2<td>1<td>0<td>1<td>0.500"));
         assert!(ask(&server, "/lines/cam1/heatmap.png").ends_with("PNG!"));
         for missing in ["/lines/cam2/heatmap.png", "/lines/..%2f..%2fetc%2fpasswd/heatmap.png", "/x"] {
             assert!(ask(&server, missing).starts_with("HTTP/1.1 404"), "{missing}");
@@ -403,7 +437,7 @@ mod tests {
     fn a_sick_line_is_a_503_and_its_reason_is_escaped_on_the_page() {
         let server = server(false, PathBuf::new());
         assert!(ask(&server, "/healthz").starts_with("HTTP/1.1 503"));
-        let page = ask(&server, "/");
+        let page = ask(&server, "/status");
         assert!(page.contains("takes nothing: the disk is &lt;full&gt;"), "{page}");
         assert!(page.contains("no frame for &lt;5 s&gt;") && page.contains("the CPU judges: &lt;lost&gt;"));
     }

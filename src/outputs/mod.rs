@@ -15,6 +15,7 @@
 pub mod access;
 mod heatmaps;
 pub mod http;
+pub mod live;
 mod modbus;
 mod mqtt;
 mod outlet;
