@@ -218,7 +218,7 @@ impl Plc<'_> {
     fn can_judge(&self) -> bool {
         let line = self.line.borrow();
         let proved = line.is_fresh()
-            && line.status != LineStatus::Stopping
+            && matches!(line.status, LineStatus::Starting | LineStatus::Sick)
             && self.proved.is_some_and(|at| at.elapsed() < PROOF);
         line.is_ready() || proved
     }

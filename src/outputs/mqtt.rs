@@ -26,7 +26,7 @@ use serde::Serialize;
 use tokio::sync::Notify;
 
 use super::OutputError;
-use super::outlet::{Backoff, END_LIMIT, Far, Item, Link, Ticket};
+use super::outlet::{Backoff, Far, Item, Link, Ticket};
 use super::outlets::{LineStatus, Secret, States};
 use crate::config::{LineName, MqttConfig};
 use crate::telemetry::Loss;
@@ -162,12 +162,12 @@ impl Session<'_> {
             () = closing => return Ok(()),
         }
         link.up();
-        let closing = far.closing();
+        let overdue = far.overdue();
         // Both live as long as the connection: neither may be cut off in the middle of something.
         tokio::select! {
             broken = self.pump(&mut events) => Err(broken),
             ended = self.feed(far, states) => ended,
-            () = async { closing.await; tokio::time::sleep(END_LIMIT).await } => Ok(()),
+            () = overdue => Ok(()),
         }
     }
 
@@ -202,7 +202,7 @@ impl Session<'_> {
     /// Hands messages over.
     async fn feed(&self, far: &mut Far, states: &States) -> Result<(), String> {
         let mut changes = states.changes.subscribe();
-        let mut told: Vec<Option<Timestamp>> = vec![None; states.lines.len()];
+        let mut told: Vec<Option<(LineStatus, Timestamp)>> = vec![None; states.lines.len()];
         // What was on its way when the last connection broke comes first.
         let left: Vec<Flight> = self.flights.borrow_mut().drain(..).collect();
         for letter in left.into_iter().filter_map(|flight| flight.letter) {
@@ -221,6 +221,8 @@ impl Session<'_> {
                 () = self.room.notified(), if full => {}
                 _ = changes.changed() => self.tell_states(states, &mut told)?,
                 _ = look.tick() => {
+                    // Whoever tells of the lines may have gone silent.
+                    self.tell_states(states, &mut told)?;
                     let oldest = self.flights.borrow().front().map(|flight| flight.since.elapsed());
                     if oldest.is_some_and(|age| age > ACK_LIMIT) {
                         return Err("it does not acknowledge what it is sent".to_owned());
@@ -272,15 +274,23 @@ impl Session<'_> {
         published.map_err(|_| "too much is on its way to it".to_owned())
     }
 
-    fn tell_states(&self, states: &States, told: &mut [Option<Timestamp>]) -> Result<(), String> {
+    fn tell_states(
+        &self,
+        states: &States,
+        told: &mut [Option<(LineStatus, Timestamp)>],
+    ) -> Result<(), String> {
         for ((line, state), told) in states.lines.iter().zip(told) {
-            let (since, text) = {
+            let (now, text) = {
                 let state = state.borrow();
-                let why = state.why.as_deref().map(|why| cut(why, LONGEST_WHY));
-                (state.since, state_text(line, state.status, why, state.since))
+                let (status, why) = match state.is_fresh() {
+                    true => (state.status, state.why.as_deref()),
+                    false => (LineStatus::Sick, Some("the daemon's main thread hangs")),
+                };
+                let why = why.map(|why| cut(why, LONGEST_WHY));
+                ((status, state.since), state_text(line, status, why, state.since))
             };
-            if *told != Some(since) {
-                *told = Some(since);
+            if *told != Some(now) {
+                *told = Some(now);
                 self.say(format!("{}/{line}/state", self.prefix), text)?;
             }
         }

@@ -162,6 +162,15 @@ impl Far {
         }
     }
 
+    /// Comes when the output has had its time to end.
+    pub fn overdue(&self) -> impl Future<Output = ()> + 'static {
+        let closing = self.closing();
+        async {
+            closing.await;
+            tokio::time::sleep(END_LIMIT).await;
+        }
+    }
+
     /// Waits; true if the output is to end meanwhile.
     pub async fn pause(&self, time: Duration) -> bool {
         tokio::time::timeout(time, self.closing()).await.is_ok()
@@ -232,8 +241,10 @@ impl Backoff {
     }
 }
 
-/// Says once that the other side is down, and once that it is back.
+/// Says once that the other side is down, and once that it is back. Says nothing more once the output is to
+/// end: its successor has the word.
 pub(super) struct Link {
+    closed: watch::Receiver<bool>,
     telemetry: Telemetry,
     /// Empty where one connection serves all lines.
     line: String,
@@ -250,9 +261,10 @@ enum State {
 }
 
 impl Link {
-    pub fn new(telemetry: Telemetry, line: &str, kind: OutletKind, address: String) -> Self {
+    pub fn new(far: &Far, telemetry: Telemetry, line: &str, kind: OutletKind, address: String) -> Self {
         telemetry.metrics().output_up.with_label_values(&[line, kind.label()]).set(0);
-        Link { telemetry, line: line.to_owned(), kind, address, state: State::New }
+        let closed = far.closed.clone();
+        Link { closed, telemetry, line: line.to_owned(), kind, address, state: State::New }
     }
 
     /// Where there is no connection to make, nothing is wrong until a verdict is not taken.
@@ -262,6 +274,7 @@ impl Link {
 
     pub fn up(&mut self) {
         let down_for = match self.state {
+            _ if *self.closed.borrow() => return,
             State::Up => return,
             State::New => None,
             State::Down(since) => Some(since.elapsed()),
@@ -272,19 +285,12 @@ impl Link {
     }
 
     pub fn down(&mut self, error: &dyn std::fmt::Display) {
-        if matches!(self.state, State::Down(_)) {
+        if matches!(self.state, State::Down(_)) || *self.closed.borrow() {
             return;
         }
         self.state = State::Down(Instant::now());
         let (line, address) = (self.line.as_str(), self.address.as_str());
         self.telemetry.emit(Event::OutletDown { line, outlet: self.kind, address, error });
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        // Fails only if there is no such series.
-        let _ = self.telemetry.metrics().output_up.remove_label_values(&[&self.line, self.kind.label()]);
     }
 }
 

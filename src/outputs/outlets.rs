@@ -204,9 +204,13 @@ impl Spec {
 
     fn run(&self, runtime: &Runtime, far: &mut Far, link: &mut Link, states: &States) {
         match self {
-            Spec::Modbus { line, config } => {
-                runtime.block_on(modbus::run(config, far, link, states.of(line)));
-            }
+            Spec::Modbus { line, config } => runtime.block_on(async {
+                let overdue = far.overdue();
+                tokio::select! {
+                    () = modbus::run(config, far, link, states.of(line)) => {}
+                    () = overdue => {}
+                }
+            }),
             Spec::Webhook { config, token, .. } => {
                 webhook::run(runtime, config, token.as_ref(), far, link);
             }
@@ -286,7 +290,7 @@ fn live(
         let _ = ended.recv_deadline(until);
     }
     let line = spec.line().map_or("", LineName::as_str);
-    let mut link = Link::new(telemetry, line, spec.kind(), spec.address());
+    let mut link = Link::new(&far, telemetry, line, spec.kind(), spec.address());
     loop {
         // What peers send goes through other people's parsers. If one of them fails, this output begins
         // anew and all others never notice.
@@ -363,11 +367,17 @@ impl Outlets {
         }
         let old: Vec<Running> = old.into_iter().flatten().collect();
         old.iter().for_each(|running| running.near.close());
+        let same = |one: &Running, other: &Running| {
+            (one.spec.kind(), one.spec.line()) == (other.spec.kind(), other.spec.line())
+        };
+        for gone in old.iter().filter(|gone| !fresh.iter().any(|new| same(gone, new))) {
+            let labels = [gone.spec.line().map_or("", LineName::as_str), gone.spec.kind().label()];
+            // Fails if it never began.
+            let _ = self.telemetry.metrics().output_up.remove_label_values(&labels);
+        }
         for mut new in fresh {
-            let same = |other: &&Running| {
-                (other.spec.kind(), other.spec.line()) == (new.spec.kind(), new.spec.line())
-            };
-            let before = old.iter().filter(same).map(|other| other.ended.clone()).collect();
+            let before =
+                old.iter().filter(|other| same(&new, other)).map(|other| other.ended.clone()).collect();
             if let Some(begin) = new.begin.take() {
                 // The thread waits for nothing else.
                 let _ = begin.send(before);
