@@ -97,7 +97,13 @@ pub(super) async fn run(
         let began = Instant::now();
         let room = 4 * WINDOW + 4 * states.lines.len();
         let (client, events) = AsyncClient::new(options.clone(), room);
-        let session = Session { prefix: &config.prefix, client, flights: &flights, room: Notify::new() };
+        let session = Session {
+            prefix: &config.prefix,
+            client,
+            flights: &flights,
+            room: Notify::new(),
+            gone: Notify::new(),
+        };
         match session.run(events, far, link, states).await {
             Ok(()) => return,
             Err(why) => link.down(&why),
@@ -143,6 +149,8 @@ struct Session<'a> {
     flights: &'a RefCell<VecDeque<Flight>>,
     /// A message was acknowledged.
     room: Notify,
+    /// The farewell is on the wire.
+    gone: Notify,
 }
 
 impl Session<'_> {
@@ -192,7 +200,7 @@ impl Session<'_> {
                     }
                     self.room.notify_one();
                 }
-                Ok(Event::Outgoing(Outgoing::Disconnect)) => self.room.notify_one(),
+                Ok(Event::Outgoing(Outgoing::Disconnect)) => self.gone.notify_one(),
                 Ok(_) => {}
                 Err(error) => return plain(&error),
             }
@@ -236,7 +244,7 @@ impl Session<'_> {
         }
         // Then the broker does not publish the will. If it is too busy for this, it does, and says the same.
         if self.client.try_disconnect().is_ok() {
-            self.room.notified().await;
+            self.gone.notified().await;
         }
         Ok(())
     }
