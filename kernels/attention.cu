@@ -8,7 +8,7 @@
 //           N x heads x tokens x (log2 of the sum of exponentials, D).
 // Geometry  a warp takes 16 rows (queries; keys for dk and dv), a block up to four warps, and walks over
 //           tiles of 32 columns, the next of which is copied meanwhile. Products on tensor cores, sums and
-//           softmax in fp32. blockIdx.y is a slice of SLICE output channels.
+//           softmax in fp32. block.y is a slice of SLICE output channels.
 //
 // The decision that surprises: forward pass, statistics, dq and dk/dv are one function. Each multiplies
 // rows by columns (and the rows' partner by the columns'), turns the product into weights in registers, and
@@ -21,6 +21,7 @@
 // Rows lie (d + 8) halves apart in shared memory, an odd number of 16 bytes: eight of them, read by an
 // ldmatrix or written by eight lanes, fall into different banks.
 
+#include "joined.cuh"
 #include "ptx.cuh"
 
 constexpr int BLOCK = 128;
@@ -31,7 +32,7 @@ constexpr int TILES = COLUMNS / 8;
 enum Mode { FORWARD, STATISTICS, QUERY, KEY_VALUE };
 
 // `Problem` of src/engine/cuda/attention.rs.
-struct Problem {
+struct alignas(8) Problem {
     int tokens, channels, heads, width;
     int depth;  // width, padded
     int per_head, causal;
@@ -155,13 +156,13 @@ __device__ __forceinline__ void put(const float (&o)[SLICE / 8][4], float low, f
 
 template <int MODE, int SLICE>
 __device__ __forceinline__ void attend(const __half* qkv, const __half* dy, float2* stats, __half* out,
-                                       const Problem& p) {
+                                       const Problem& p, const Block& block) {
     extern __shared__ uint4 slab[];
     const int block_rows = blockDim.x / 32 * ROWS, tiles = (p.tokens + block_rows - 1) / block_rows;
-    const int image_head = blockIdx.x / tiles, first_row = (blockIdx.x - image_head * tiles) * block_rows;
+    const int image_head = block.x / tiles, first_row = (block.x - image_head * tiles) * block_rows;
     const int image = image_head / p.heads, head = image_head - image * p.heads;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int slice = blockIdx.y * SLICE, pitch = p.depth + 8;
+    const int slice = block.y * SLICE, pitch = p.depth + 8;
     const size_t token = static_cast<size_t>(image) * p.tokens;
 
     qkv += token * 3 * p.channels;
@@ -311,11 +312,16 @@ __device__ __forceinline__ void attend(const __half* qkv, const __half* dy, floa
     }
 }
 
-#define ATTEND(NAME, MODE, SLICE)                                                                          \
-    extern "C" __global__ void __launch_bounds__(BLOCK, 2)                                                 \
-        NAME(const __half* qkv, const __half* dy, float2* stats, __half* out, Problem p) {                 \
-        attend<MODE, SLICE>(qkv, dy, stats, out, p);                                                       \
-    }
+struct AttentionArgs {
+    const __half *qkv, *dy;
+    float2* stats;
+    __half* out;
+    Problem p;
+};
+
+#define ATTEND(NAME, MODE, SLICE)                             \
+    JOINED_KERNEL(NAME, AttentionArgs, (BLOCK, 2),            \
+                  attend<MODE, SLICE>(a.qkv, a.dy, a.stats, a.out, a.p, block))
 ATTEND(attention_16, FORWARD, 16)
 ATTEND(attention_32, FORWARD, 32)
 ATTEND(attention_64, FORWARD, 64)

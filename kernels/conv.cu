@@ -26,10 +26,11 @@
 //
 // Per result 2·k FLOP and, from L2, 2·k·(1/BM + 1/BN) bytes: 43 FLOP a byte at 128×64, 32 at 64×64.
 #include "conv_tail.cuh"
+#include "joined.cuh"
 #include "ptx.cuh"
 
 // Mirrors Problem of src/engine/cuda/conv.rs.
-struct Problem {
+struct alignas(8) Problem {
     int images, h, w, c;         // what is read; c counts all groups
     int out_h, out_w, out_c;     // what is written
     int in_group, out_group;     // channels of one group: summed over, written
@@ -77,7 +78,7 @@ template <int BM, int BN, int WM, int WN, bool TRANSPOSED, bool VECTOR_A, bool V
 __device__ __forceinline__ void conv_tile(const __half* __restrict__ x, const __half* __restrict__ weight,
                                           const float* __restrict__ bias,
                                           const __half* __restrict__ residual, void* __restrict__ out,
-                                          const Problem& p) {
+                                          const Problem& p, const Block& block) {
     static_assert(BM / WM * (BN / WN) * 32 == THREADS, "four warps");
     static_assert(!TRANSPOSED || VECTOR_A == VECTOR_B, "both operands run along the same channels");
     constexpr int A_BYTES = BM * BK * 2, B_BYTES = BN * BK * 2;
@@ -97,7 +98,7 @@ __device__ __forceinline__ void conv_tile(const __half* __restrict__ x, const __
     __shared__ int4 rows[BM];  // pixel index of tap (0, 0), its y and x, pixel written or -1
 
     const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
-    int z = blockIdx.z;
+    int z = block.z;
     const int split = z % p.splits;
     z /= p.splits;
     const int group = z % p.groups;
@@ -119,7 +120,7 @@ __device__ __forceinline__ void conv_tile(const __half* __restrict__ x, const __
 
     const int m_all = p.images * rows_h * rows_w;
     const int k_all = taps_h * taps_w * p.in_group;
-    const int m0 = blockIdx.x * BM, n0 = blockIdx.y * BN;
+    const int m0 = block.x * BM, n0 = block.y * BN;
     if (m0 >= m_all) return;
 
     for (int row = tid; row < BM; row += THREADS) {
@@ -397,12 +398,18 @@ __device__ __forceinline__ void conv_tile(const __half* __restrict__ x, const __
     }
 }
 
+struct ConvArgs {
+    const __half *x, *weight;
+    const float* bias;
+    const __half* residual;
+    void* out;
+    Problem p;
+};
+
 #define CONV(NAME, BM, BN, WM, WN, TRANSPOSED, VECTOR_A, VECTOR_B)                                              \
-    extern "C" __global__ void __launch_bounds__(THREADS, 3)                                                    \
-        NAME(const __half* x, const __half* weight, const float* bias, const __half* residual, void* out,       \
-             Problem p) {                                                                                       \
-        conv_tile<BM, BN, WM, WN, TRANSPOSED, VECTOR_A, VECTOR_B>(x, weight, bias, residual, out, p);           \
-    }
+    JOINED_KERNEL(NAME, ConvArgs, (THREADS, 3),                                                                 \
+                  conv_tile<BM, BN, WM, WN, TRANSPOSED, VECTOR_A, VECTOR_B>(a.x, a.weight, a.bias, a.residual,  \
+                                                                            a.out, a.p, block))
 
 CONV(conv_128x64, 128, 64, 64, 32, false, true, true)
 CONV(conv_64x64, 64, 64, 32, 32, false, true, true)
@@ -430,13 +437,14 @@ CONV(conv_transpose_any_64x32, 64, 32, 32, 16, true, false, false)
 template <int WIDTH>
 __device__ __forceinline__ void sum_splits(const float* __restrict__ partial, const float* __restrict__ bias,
                                            const __half* __restrict__ residual, void* __restrict__ out,
-                                           const Problem& p) {
+                                           const Problem& p, const Block& block) {
     const size_t all = static_cast<size_t>(p.images) * p.out_h * p.out_w * p.out_c;
-    const size_t i = (static_cast<size_t>(blockIdx.x) * THREADS + threadIdx.x) * WIDTH;
+    const size_t i = (static_cast<size_t>(block.x) * THREADS + threadIdx.x) * WIDTH;
     if (i >= all) return;
     const int channel = static_cast<int>(i % p.out_c);
     if constexpr (WIDTH == 4) {
         float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 2
         for (int s = 0; s < p.splits; s++) {
             const float4 a = *reinterpret_cast<const float4*>(partial + s * all + i);
             v.x += a.x, v.y += a.y, v.z += a.z, v.w += a.w;
@@ -449,12 +457,12 @@ __device__ __forceinline__ void sum_splits(const float* __restrict__ partial, co
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-conv_sum_splits_4(const float* partial, const float* bias, const __half* residual, void* out, Problem p) {
-    sum_splits<4>(partial, bias, residual, out, p);
-}
+struct SumArgs {
+    const float *partial, *bias;
+    const __half* residual;
+    void* out;
+    Problem p;
+};
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-conv_sum_splits_1(const float* partial, const float* bias, const __half* residual, void* out, Problem p) {
-    sum_splits<1>(partial, bias, residual, out, p);
-}
+JOINED_KERNEL(conv_sum_splits_4, SumArgs, (THREADS), sum_splits<4>(a.partial, a.bias, a.residual, a.out, a.p, block))
+JOINED_KERNEL(conv_sum_splits_1, SumArgs, (THREADS), sum_splits<1>(a.partial, a.bias, a.residual, a.out, a.p, block))

@@ -23,13 +23,10 @@
 //
 // Cost per output: one element read, one written (pad: less). Bound by memory.
 
+#include "joined.cuh"
 #include "vector.cuh"
 
 constexpr int BLOCK = 256;
-
-__device__ __forceinline__ size_t thread_number() {
-    return static_cast<size_t>(blockIdx.x) * BLOCK + threadIdx.x;
-}
 
 // ------------------------------------------------------------------------------------------------
 // copies
@@ -46,8 +43,8 @@ struct Runs {
 
 // V divides the strides (or there is one run), shift and y_from.
 template <int V>
-__device__ __forceinline__ void copy_runs(const Real& x, const Real& y, const Runs& s) {
-    const size_t t = thread_number();
+__device__ __forceinline__ void copy_runs(const Real& x, const Real& y, const Runs& s, const Block& block) {
+    const size_t t = static_cast<size_t>(block.x) * BLOCK + threadIdx.x;
     if (t >= s.threads) return;
     size_t j = t, o = 0;
     if (s.per_run < s.threads) o = divide(t, s.per_run, j);
@@ -84,17 +81,14 @@ __device__ __forceinline__ void copy_runs(const Real& x, const Real& y, const Ru
     }
 }
 
-extern "C" __global__ void __launch_bounds__(BLOCK) copy_runs_8(Real x, Real y, Runs s) {
-    copy_runs<8>(x, y, s);
-}
+struct CopyArgs {
+    Real x, y;
+    Runs s;
+};
 
-extern "C" __global__ void __launch_bounds__(BLOCK) copy_runs_4(Real x, Real y, Runs s) {
-    copy_runs<4>(x, y, s);
-}
-
-extern "C" __global__ void __launch_bounds__(BLOCK) copy_runs_1(Real x, Real y, Runs s) {
-    copy_runs<1>(x, y, s);
-}
+JOINED_KERNEL(copy_runs_8, CopyArgs, (BLOCK), copy_runs<8>(a.x, a.y, a.s, block))
+JOINED_KERNEL(copy_runs_4, CopyArgs, (BLOCK), copy_runs<4>(a.x, a.y, a.s, block))
+JOINED_KERNEL(copy_runs_1, CopyArgs, (BLOCK), copy_runs<1>(a.x, a.y, a.s, block))
 
 // ------------------------------------------------------------------------------------------------
 // transposition
@@ -147,11 +141,11 @@ __device__ __forceinline__ u32 ordered(float key) {
 }
 
 // grid (ceil(C / 256), rows)
-extern "C" __global__ void __launch_bounds__(BLOCK)
-    top_k(Real keys, u32* __restrict__ chosen, int channels, int k) {
+__device__ __forceinline__ void choose(const Real& keys, u32* __restrict__ chosen, int channels, int k,
+                                       const Block& block) {
     __shared__ u32 others[BLOCK];
-    const size_t row = static_cast<size_t>(blockIdx.y) * channels;
-    const int mine = blockIdx.x * BLOCK + threadIdx.x;
+    const size_t row = static_cast<size_t>(block.y) * channels;
+    const int mine = block.x * BLOCK + threadIdx.x;
     const u32 key = mine < channels ? ordered(load(keys, row + mine)) : 0;
     int rank = 0;
     for (int start = 0; start < channels; start += BLOCK) {
@@ -166,28 +160,45 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
             rank += others[other] >= needed;
         }
     }
-    if (mine < channels && rank < k) chosen[static_cast<size_t>(blockIdx.y) * k + rank] = mine;
+    if (mine < channels && rank < k) chosen[static_cast<size_t>(block.y) * k + rank] = mine;
 }
+
+struct TopKArgs {
+    Real keys;
+    u32* chosen;
+    int channels, k;
+};
+
+JOINED_KERNEL(top_k, TopKArgs, (BLOCK), choose(a.keys, a.chosen, a.channels, a.k, block))
 
 constexpr int LANES = 32;
 constexpr int STEP = BLOCK / LANES;
 constexpr int PIXELS = 8 * STEP;  // of a block
 
 // grid (ceil(P / 64), ceil(k / 32), N); index_stride 0: one row of indices for all
-extern "C" __global__ void __launch_bounds__(BLOCK)
-    gather(Real x, const u32* __restrict__ indices, Real y, int pixels, int channels, int k,
-           int index_stride) {
-    const int j = blockIdx.y * LANES + threadIdx.x % LANES;
+__device__ __forceinline__ void gather_some(const Real& x, const u32* __restrict__ indices, const Real& y, int pixels,
+                                            int channels, int k, int index_stride, const Block& block) {
+    const int j = block.y * LANES + threadIdx.x % LANES;
     if (j >= k) return;
-    const size_t n = blockIdx.z;
+    const size_t n = block.z;
     const u32 channel = min(indices[n * index_stride + j], static_cast<u32>(channels - 1));
-    const int first = blockIdx.x * PIXELS + threadIdx.x / LANES;
-    const int end = min(static_cast<int>(blockIdx.x + 1) * PIXELS, pixels);
+    const int first = block.x * PIXELS + threadIdx.x / LANES;
+    const int end = min(static_cast<int>(block.x + 1) * PIXELS, pixels);
     for (int p = first; p < end; p += STEP) {
         const size_t at = n * pixels + p;
         store(y, at * k + j, load(x, at * channels + channel));
     }
 }
+
+struct GatherArgs {
+    Real x;
+    const u32* indices;
+    Real y;
+    int pixels, channels, k, index_stride;
+};
+
+JOINED_KERNEL(gather, GatherArgs, (BLOCK),
+              gather_some(a.x, a.indices, a.y, a.pixels, a.channels, a.k, a.index_stride, block))
 
 // The positions of a row of indices as one list a channel: head[c] the first j that chooses c, next[j]
 // the next one that chooses the same; -1 where there is none. Thread i < channels finds head[i], thread

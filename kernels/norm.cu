@@ -23,6 +23,7 @@
 // 6; group_norm_fused 4 bytes where the slab fits shared memory, else 2 more from L2. Bound by memory.
 
 #include "activate.cuh"
+#include "joined.cuh"
 #include "vector.cuh"
 
 constexpr int BLOCK = 256;
@@ -30,7 +31,7 @@ constexpr int BLOCK = 256;
 constexpr int MAX_GROUPS = 64;
 
 // `View` of src/engine/cuda/norm.rs.
-struct View {
+struct alignas(8) View {
     int outer, rows, channels, groups;
     int tile;                // groups of a block
     int chunks, chunk_rows;  // blocks of an outer, and rows of each
@@ -90,13 +91,13 @@ struct Place {
     size_t base;  // of the outer
 
     template <int V>
-    __device__ __forceinline__ static Place of(const View& v) {
+    __device__ __forceinline__ static Place of(const View& v, const Block& block) {
         Place p;
-        p.outer = blockIdx.x / v.chunks;
-        p.chunk = blockIdx.x - p.outer * v.chunks;
+        p.outer = block.x / v.chunks;
+        p.chunk = block.x - p.outer * v.chunks;
         const int width = v.channels / v.groups;
-        p.tile_groups = min(v.tile, v.groups - static_cast<int>(blockIdx.y) * v.tile);
-        p.first_channel = blockIdx.y * v.tile * width;
+        p.tile_groups = min(v.tile, v.groups - static_cast<int>(block.y) * v.tile);
+        p.first_channel = block.y * v.tile * width;
         p.tile_channels = p.tile_groups * width;
         p.vectors = p.tile_channels / V;
         p.slots = max(BLOCK / p.vectors, 1);
@@ -209,16 +210,17 @@ __device__ __forceinline__ void block_moments(const Real& x, const View& v, cons
 // Means and variances, or, of several chunks, means and squared deviations to `partial`:
 // outer x chunks x groups.
 template <int V, int A>
-__device__ __forceinline__ void moments(const Real& x, float* out, float2* partial, const View& v) {
+__device__ __forceinline__ void moments(const Real& x, float* out, float2* partial, const View& v,
+                                        const Block& block) {
     __shared__ Bench<A> bench;
     const Part* groups = bench.groups;
-    const Place p = Place::of<V>(v);
+    const Place p = Place::of<V>(v, block);
     block_moments<V, A, false>(x, v, p, nullptr, bench);
     const int group = threadIdx.x;
     if (group >= p.tile_groups) return;
-    const int g = blockIdx.y * v.tile + group;
+    const int g = block.y * v.tile + group;
     if (v.chunks > 1) {
-        partial[static_cast<size_t>(blockIdx.x) * v.groups + g] = make_float2(groups[group].a, groups[group].b);
+        partial[static_cast<size_t>(block.x) * v.groups + g] = make_float2(groups[group].a, groups[group].b);
     } else {
         float* m = out + static_cast<size_t>(p.outer) * 2 * v.groups + g;
         m[0] = groups[group].a;
@@ -226,9 +228,15 @@ __device__ __forceinline__ void moments(const Real& x, float* out, float2* parti
     }
 }
 
-#define MOMENTS(NAME, V, A)                                                      \
-    extern "C" __global__ void __launch_bounds__(BLOCK)                          \
-        NAME(Real x, float* out, float2* partial, View v) { moments<V, A>(x, out, partial, v); }
+struct MomentsArgs {
+    Real x;
+    float* out;
+    float2* partial;
+    View v;
+};
+
+#define MOMENTS(NAME, V, A) \
+    JOINED_KERNEL(NAME, MomentsArgs, (BLOCK), moments<V, A>(a.x, a.out, a.partial, a.v, block))
 MOMENTS(moments_v8, 8, 1)
 MOMENTS(moments_v8_channels, 8, 8)
 MOMENTS(moments_v1, 1, 1)
@@ -260,9 +268,8 @@ __device__ __forceinline__ Part merge_chunks(const float2* partial, const View& 
     return sum;
 }
 
-extern "C" __global__ void __launch_bounds__(32 * MERGERS)
-    moments_merge(const float2* partial, float* out, View v) {
-    const size_t set = static_cast<size_t>(blockIdx.x) * 32 + threadIdx.x;
+__device__ __forceinline__ void merge_moments(const float2* partial, float* out, const View& v, const Block& block) {
+    const size_t set = static_cast<size_t>(block.x) * 32 + threadIdx.x;
     __shared__ Part parts[MERGERS][32];
     const Part sum = merge_chunks<true>(partial, v, set, parts);
     if (threadIdx.y > 0 || set >= static_cast<size_t>(v.outer) * v.groups) return;
@@ -270,6 +277,14 @@ extern "C" __global__ void __launch_bounds__(32 * MERGERS)
     out[outer * 2 * v.groups + g] = sum.a;
     out[(outer * 2 + 1) * v.groups + g] = sum.b / sum.n;
 }
+
+struct MergeArgs {
+    const float2* partial;
+    float* out;
+    View v;
+};
+
+JOINED_KERNEL(moments_merge, MergeArgs, (32 * MERGERS), merge_moments(a.partial, a.out, a.v, block))
 
 // ------------------------------------------------------------------------------------------------
 // normalize
@@ -309,8 +324,8 @@ struct Affine {
 
 template <int V>
 __device__ __forceinline__ void normalize(const Real& x, const float* m, const float* gamma, const float* beta,
-                                          const Real& y, const View& v) {
-    const Place p = Place::of<V>(v);
+                                          const Real& y, const View& v, const Block& block) {
+    const Place p = Place::of<V>(v, block);
     if (p.row >= p.end) return;
     Affine<V> affine;
     affine.weights(gamma, beta, p.channel<V>(p.vector));
@@ -332,11 +347,15 @@ __device__ __forceinline__ void normalize(const Real& x, const float* m, const f
     }
 }
 
-#define NORMALIZE(NAME, V)                                                                  \
-    extern "C" __global__ void __launch_bounds__(BLOCK)                                     \
-        NAME(Real x, const float* m, const float* gamma, const float* beta, Real y, View v) { \
-        normalize<V>(x, m, gamma, beta, y, v);                                              \
-    }
+struct NormalizeArgs {
+    Real x;
+    const float *m, *gamma, *beta;
+    Real y;
+    View v;
+};
+
+#define NORMALIZE(NAME, V) \
+    JOINED_KERNEL(NAME, NormalizeArgs, (BLOCK), normalize<V>(a.x, a.m, a.gamma, a.beta, a.y, a.v, block))
 NORMALIZE(normalize_v8, 8)
 NORMALIZE(normalize_v1, 1)
 
@@ -344,16 +363,16 @@ NORMALIZE(normalize_v1, 1)
 // where `cached` (fp16 x only), else from L2.
 template <int V, int A>
 __device__ __forceinline__ void group_norm_fused(const Real& x, float* m, const float* gamma, const float* beta,
-                                                 const Real& y, const View& v) {
+                                                 const Real& y, const View& v, const Block& block) {
     extern __shared__ uint4 slab[];
     __shared__ Bench<A> bench;
     const Part* groups = bench.groups;
     __half* cache = reinterpret_cast<__half*>(slab);
-    const Place p = Place::of<V>(v);
+    const Place p = Place::of<V>(v, block);
     block_moments<V, A, true>(x, v, p, cache, bench);
     if (threadIdx.x < p.tile_groups) {
         const Part& g = groups[threadIdx.x];
-        float* to = m + static_cast<size_t>(p.outer) * 2 * v.groups + blockIdx.y * v.tile + threadIdx.x;
+        float* to = m + static_cast<size_t>(p.outer) * 2 * v.groups + block.y * v.tile + threadIdx.x;
         to[0] = g.a;
         to[v.groups] = g.b / g.n;
     }
@@ -387,11 +406,17 @@ __device__ __forceinline__ void group_norm_fused(const Real& x, float* m, const 
     }
 }
 
-#define FUSED(NAME, V, A)                                                               \
-    extern "C" __global__ void __launch_bounds__(BLOCK, 2)                              \
-        NAME(Real x, float* m, const float* gamma, const float* beta, Real y, View v) { \
-        group_norm_fused<V, A>(x, m, gamma, beta, y, v);                                \
-    }
+struct FusedArgs {
+    Real x;
+    float* m;
+    const float *gamma, *beta;
+    Real y;
+    View v;
+};
+
+#define FUSED(NAME, V, A)                         \
+    JOINED_KERNEL(NAME, FusedArgs, (BLOCK, 2),    \
+                  group_norm_fused<V, A>(a.x, a.m, a.gamma, a.beta, a.y, a.v, block))
 FUSED(group_norm_fused_v8, 8, 1)
 FUSED(group_norm_fused_v8_channels, 8, 8)
 FUSED(group_norm_fused_v1, 1, 1)
@@ -399,11 +424,14 @@ FUSED(group_norm_fused_v1, 1, 1)
 // ------------------------------------------------------------------------------------------------
 // layer norm, a warp a row
 
+// What is written in a loop is passed by value: where its address is read from the arguments again after each
+// store, the compiler does not see that stores are neighbours, and makes no vectors of them.
+
 // Moments and, where y is there, the normalised row. CACHE: vectors of a lane kept in registers, 0 to read twice.
 template <int V, int CACHE>
 __device__ __forceinline__ void layer_norm(const Real& x, float* m, const float* gamma, const float* beta,
-                                           const Real& y, const View& v) {
-    const int row = blockIdx.x * (BLOCK / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+                                           Real y, const View& v, const Block& block) {
+    const int row = block.x * (BLOCK / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= v.outer) return;
     const int vectors = v.channels / V;
     const size_t base = static_cast<size_t>(row) * v.channels;
@@ -463,11 +491,8 @@ __device__ __forceinline__ void layer_norm(const Real& x, float* m, const float*
     }
 }
 
-#define LAYER(NAME, V, CACHE)                                                           \
-    extern "C" __global__ void __launch_bounds__(BLOCK)                                 \
-        NAME(Real x, float* m, const float* gamma, const float* beta, Real y, View v) { \
-        layer_norm<V, CACHE>(x, m, gamma, beta, y, v);                                  \
-    }
+#define LAYER(NAME, V, CACHE) \
+    JOINED_KERNEL(NAME, FusedArgs, (BLOCK), layer_norm<V, CACHE>(a.x, a.m, a.gamma, a.beta, a.y, a.v, block))
 LAYER(layer_norm_v8_1024, 8, 4)
 LAYER(layer_norm_v8, 8, 0)
 LAYER(layer_norm_v1, 1, 0)
@@ -475,8 +500,9 @@ LAYER(layer_norm_v1, 1, 0)
 // The second reading of x and dy comes from L1.
 template <int V>
 __device__ __forceinline__ void layer_norm_backward(const Real& x, const float* m, const float* gamma,
-                                                    const Real& dy, const Real& dx, const View& v) {
-    const int row = blockIdx.x * (BLOCK / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+                                                    const Real& dy, Real dx, const View& v,
+                                                    const Block& block) {
+    const int row = block.x * (BLOCK / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= v.outer) return;
     const int vectors = v.channels / V;
     const size_t base = static_cast<size_t>(row) * v.channels;
@@ -509,11 +535,16 @@ __device__ __forceinline__ void layer_norm_backward(const Real& x, const float* 
     }
 }
 
-#define LAYER_BACKWARD(NAME, V)                                                        \
-    extern "C" __global__ void __launch_bounds__(BLOCK)                                \
-        NAME(Real x, const float* m, const float* gamma, Real dy, Real dx, View v) {   \
-        layer_norm_backward<V>(x, m, gamma, dy, dx, v);                                \
-    }
+struct LayerBackwardArgs {
+    Real x;
+    const float *m, *gamma;
+    Real dy, dx;
+    View v;
+};
+
+#define LAYER_BACKWARD(NAME, V)                           \
+    JOINED_KERNEL(NAME, LayerBackwardArgs, (BLOCK),       \
+                  layer_norm_backward<V>(a.x, a.m, a.gamma, a.dy, a.dx, a.v, block))
 LAYER_BACKWARD(layer_norm_backward_v8, 8)
 LAYER_BACKWARD(layer_norm_backward_v1, 1)
 
@@ -524,10 +555,11 @@ LAYER_BACKWARD(layer_norm_backward_v1, 1)
 // `partial`: outer x chunks x groups.
 template <int V, int A>
 __device__ __forceinline__ void gradient_sums(const Real& x, const float* m, const float* gamma, const Real& dy,
-                                              float2* partial, const View& v) {
+                                              float2* partial, const View& v,
+                                        const Block& block) {
     __shared__ Bench<A> bench;
     const Part* groups = bench.groups;
-    const Place p = Place::of<V>(v);
+    const Place p = Place::of<V>(v, block);
     Part parts[A];
 #pragma unroll
     for (int j = 0; j < A; ++j) parts[j] = {0.f, 0.f, 0.f};
@@ -555,33 +587,41 @@ __device__ __forceinline__ void gradient_sums(const Real& x, const float* m, con
     merge_block<false, V, A>(p, parts, bench);
     if (threadIdx.x < p.tile_groups) {
         const Part& g = groups[threadIdx.x];
-        partial[static_cast<size_t>(blockIdx.x) * v.groups + blockIdx.y * v.tile + threadIdx.x] =
+        partial[static_cast<size_t>(block.x) * v.groups + block.y * v.tile + threadIdx.x] =
             make_float2(g.a, g.b);
     }
 }
 
-#define SUMS(NAME, V, A)                                                                    \
-    extern "C" __global__ void __launch_bounds__(BLOCK, 2)                                  \
-        NAME(Real x, const float* m, const float* gamma, Real dy, float2* partial, View v) { \
-        gradient_sums<V, A>(x, m, gamma, dy, partial, v);                                   \
-    }
+struct SumsArgs {
+    Real x;
+    const float *m, *gamma;
+    Real dy;
+    float2* partial;
+    View v;
+};
+
+#define SUMS(NAME, V, A)                          \
+    JOINED_KERNEL(NAME, SumsArgs, (BLOCK, 2),     \
+                  gradient_sums<V, A>(a.x, a.m, a.gamma, a.dy, a.partial, a.v, block))
 SUMS(gradient_sums_v8, 8, 1)
 SUMS(gradient_sums_v8_channels, 8, 8)
 SUMS(gradient_sums_v1, 1, 1)
 
 // The chunks' sums added: outer x groups pairs.
-extern "C" __global__ void __launch_bounds__(32 * MERGERS)
-    gradient_sums_merge(const float2* partial, float2* sums, View v) {
-    const size_t set = static_cast<size_t>(blockIdx.x) * 32 + threadIdx.x;
+__device__ __forceinline__ void merge_gradient_sums(const float2* partial, float* out, const View& v,
+                                                    const Block& block) {
+    const size_t set = static_cast<size_t>(block.x) * 32 + threadIdx.x;
     __shared__ Part parts[MERGERS][32];
     const Part sum = merge_chunks<false>(partial, v, set, parts);
-    if (threadIdx.y == 0 && set < static_cast<size_t>(v.outer) * v.groups) sums[set] = make_float2(sum.a, sum.b);
+    if (threadIdx.y == 0 && set < static_cast<size_t>(v.outer) * v.groups) {
+        reinterpret_cast<float2*>(out)[set] = make_float2(sum.a, sum.b);
+    }
 }
 
 // One outer: row 0 the sums with xhat, row 1 the plain ones.
-extern "C" __global__ void __launch_bounds__(32 * MERGERS)
-    param_grad_merge(const float2* partial, float* out, View v) {
-    const size_t set = static_cast<size_t>(blockIdx.x) * 32 + threadIdx.x;
+__device__ __forceinline__ void merge_param_grad(const float2* partial, float* out, const View& v,
+                                                 const Block& block) {
+    const size_t set = static_cast<size_t>(block.x) * 32 + threadIdx.x;
     __shared__ Part parts[MERGERS][32];
     const Part sum = merge_chunks<false>(partial, v, set, parts);
     if (threadIdx.y > 0 || set >= v.groups) return;
@@ -589,13 +629,16 @@ extern "C" __global__ void __launch_bounds__(32 * MERGERS)
     out[v.groups + set] = sum.a;
 }
 
+JOINED_KERNEL(gradient_sums_merge, MergeArgs, (32 * MERGERS), merge_gradient_sums(a.partial, a.out, a.v, block))
+JOINED_KERNEL(param_grad_merge, MergeArgs, (32 * MERGERS), merge_param_grad(a.partial, a.out, a.v, block))
+
 // sums: outer x moment_groups pairs, absent where the moments are constants. `inverse`: 1 over the values
 // of a set.
 template <int V>
 __device__ __forceinline__ void normalize_backward(const Real& x, const float* m, const float* gamma,
                                                    const Real& dy, const float2* sums, float inverse,
-                                                   const Real& dx, const View& v) {
-    const Place p = Place::of<V>(v);
+                                                   const Real& dx, const View& v, const Block& block) {
+    const Place p = Place::of<V>(v, block);
     if (p.row >= p.end) return;
     const int channel = p.channel<V>(p.vector);
     Affine<V> affine;
@@ -632,11 +675,18 @@ __device__ __forceinline__ void normalize_backward(const Real& x, const float* m
     }
 }
 
-#define NORMALIZE_BACKWARD(NAME, V)                                                                    \
-    extern "C" __global__ void __launch_bounds__(BLOCK)                                                \
-        NAME(Real x, const float* m, const float* gamma, Real dy, const float2* sums, float inverse,   \
-             Real dx, View v) {                                                                        \
-        normalize_backward<V>(x, m, gamma, dy, sums, inverse, dx, v);                                  \
-    }
+struct NormalizeBackwardArgs {
+    Real x;
+    const float *m, *gamma;
+    Real dy;
+    const float2* sums;
+    float inverse;
+    Real dx;
+    View v;
+};
+
+#define NORMALIZE_BACKWARD(NAME, V)                           \
+    JOINED_KERNEL(NAME, NormalizeBackwardArgs, (BLOCK),       \
+                  normalize_backward<V>(a.x, a.m, a.gamma, a.dy, a.sums, a.inverse, a.dx, a.v, block))
 NORMALIZE_BACKWARD(normalize_backward_v8, 8)
 NORMALIZE_BACKWARD(normalize_backward_v1, 1)

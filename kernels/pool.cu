@@ -18,6 +18,7 @@
 //
 // `_direct` are for windows of which not one fits shared memory; the maximum's gradient is two launches
 // then.
+#include "joined.cuh"
 #include "rows.cuh"
 #include "tile.cuh"
 
@@ -28,7 +29,7 @@ struct Axis {
     int size, stride, pad;
 };
 
-struct Geometry {
+struct alignas(8) Geometry {
     int n, c;
     Axis h, w;
 };
@@ -54,9 +55,9 @@ extern __shared__ uint4 slab[];
 
 template <int V, class T>
 __device__ __forceinline__ void pool_tile(const T* x, const Real& y, const Geometry& g, int kind,
-                                          const Tiling& t) {
+                                          const Tiling& t, const Block& block) {
     T* source = reinterpret_cast<T*>(slab);
-    const Tile tile(t, g.c);
+    const Tile tile(t, g.c, block.x);
     const int top = tile.row * g.h.stride - g.h.pad, left = tile.column * g.w.stride - g.w.pad;
     stage<V>(source, x + size_t(tile.image) * g.h.from * g.w.from * g.c, top, left, t.source_rows,
              t.source_columns, g.h.from, g.w.from, g.c, tile.channel, tile.channels, t.channels);
@@ -191,15 +192,24 @@ __device__ __forceinline__ void max_tile(const X* x, const D* dy, const Real& dx
     }
 }
 
+struct PoolArgs {
+    Real x, y;
+    Geometry g;
+    int kind;
+    Tiling t;
+};
+
+template <int V>
+__device__ __forceinline__ void pool(const PoolArgs& a, const Block& block) {
+    if (a.x.type == F16) {
+        pool_tile<V>(static_cast<const __half*>(a.x.data), a.y, a.g, a.kind, a.t, block);
+    } else {
+        pool_tile<V>(static_cast<const float*>(a.x.data), a.y, a.g, a.kind, a.t, block);
+    }
+}
+
 #define POOL(V)                                                                                               \
-    extern "C" __global__ __launch_bounds__(256, 2) void pool_##V(Real x, Real y, Geometry g, int kind,       \
-                                                                  Tiling t) {                                 \
-        if (x.type == F16) {                                                                                  \
-            pool_tile<V>(static_cast<const __half*>(x.data), y, g, kind, t);                                  \
-        } else {                                                                                              \
-            pool_tile<V>(static_cast<const float*>(x.data), y, g, kind, t);                                   \
-        }                                                                                                     \
-    }                                                                                                         \
+    JOINED_KERNEL(pool_##V, PoolArgs, (256, 2), pool<V>(a, block))                                            \
     extern "C" __global__ __launch_bounds__(256, 2) void pool_backward_mean_##V(Real dy, Real dx, Geometry g, \
                                                                                 Tiling t) {                   \
         if (dy.type == F16) {                                                                                 \

@@ -17,6 +17,7 @@
 //
 // Global bytes: f and r once, but for the row that neighbouring tiles share; y once. About 10 operations
 // a point and channel.
+#include "joined.cuh"
 #include "taps.cuh"
 #include "vector.cuh"
 
@@ -39,7 +40,7 @@ __device__ __forceinline__ Window window(const Taps& a, const Taps& b) {
     return {a.first, last - a.first + 1};
 }
 
-struct Rank {
+struct alignas(8) Rank {
     int n, c, resize, log;
     ResizedAxis h, w;
     int tile_h, tile_w;
@@ -47,16 +48,17 @@ struct Rank {
 };
 
 template <int V>
-__device__ __forceinline__ void residual_rank(const Real& f, const Real& r, float* parts, const Rank& g) {
+__device__ __forceinline__ void residual_rank(const Real& f, const Real& r, float* parts, const Rank& g,
+                                              const Block& block) {
     __shared__ float e[MOST * CHANNELS];  // [row][column][channel]
     __shared__ float warps[2][8][CHANNELS];
     const unsigned across = (g.w.to + g.tile_w - 1) / g.tile_w;
-    const unsigned down = blockIdx.y / across;
-    const unsigned i0 = down * g.tile_h, j0 = (blockIdx.y - down * across) * g.tile_w;
+    const unsigned down = block.y / across;
+    const unsigned i0 = down * g.tile_h, j0 = (block.y - down * across) * g.tile_w;
     const unsigned i1 = min(i0 + g.tile_h, g.h.to), j1 = min(j0 + g.tile_w, g.w.to);
     const Window rows = window(taps(g.resize, g.h, i0), taps(g.resize, g.h, i1 - 1));
     const Window cols = window(taps(g.resize, g.w, j0), taps(g.resize, g.w, j1 - 1));
-    const unsigned c0 = blockIdx.x * CHANNELS, n = blockIdx.z;
+    const unsigned c0 = block.x * CHANNELS, n = block.z;
 
     constexpr unsigned PARTS = CHANNELS / V;
     for (unsigned item = threadIdx.x; item < rows.len * cols.len * PARTS; item += 256) {
@@ -105,24 +107,25 @@ __device__ __forceinline__ void residual_rank(const Real& f, const Real& r, floa
             largest = fmaxf(largest, warps[0][i][channel]);
             sum += warps[1][i][channel];
         }
-        const size_t at = (size_t(blockIdx.y) * g.n + n) * 2 * g.c + c0 + channel;
+        const size_t at = (size_t(block.y) * g.n + n) * 2 * g.c + c0 + channel;
         parts[at] = largest;
         parts[at + g.c] = sum * g.scale;
     }
 }
 
-extern "C" __global__ __launch_bounds__(256, 2) void residual_rank_8(Real f, Real r, float* parts, Rank g) {
-    residual_rank<8>(f, r, parts, g);
-}
+struct RankArgs {
+    Real f, r;
+    float* parts;
+    Rank g;
+};
 
-extern "C" __global__ __launch_bounds__(256, 2) void residual_rank_1(Real f, Real r, float* parts, Rank g) {
-    residual_rank<1>(f, r, parts, g);
-}
+JOINED_KERNEL(residual_rank_8, RankArgs, (256, 2), residual_rank<8>(a.f, a.r, a.parts, a.g, block))
+JOINED_KERNEL(residual_rank_1, RankArgs, (256, 2), residual_rank<1>(a.f, a.r, a.parts, a.g, block))
 
 // y: N×1×2×C from tiles × N × 2 × C.
-extern "C" __global__ __launch_bounds__(256, 2) void residual_rank_finish(const float* parts, float* y, int n,
-                                                                          int c, int tiles, float scale) {
-    const unsigned i = blockIdx.x * 256 + threadIdx.x;
+__device__ __forceinline__ void finish(const float* parts, float* y, int n, int c, int tiles, float scale,
+                                       const Block& block) {
+    const unsigned i = block.x * 256 + threadIdx.x;
     if (i >= unsigned(n) * c) return;
     const unsigned image = i / c;
     const size_t at = size_t(image) * 2 * c + (i - image * c);
@@ -135,6 +138,15 @@ extern "C" __global__ __launch_bounds__(256, 2) void residual_rank_finish(const 
     y[at] = largest;
     y[at + c] = sum * scale;
 }
+
+struct FinishArgs {
+    const float* parts;
+    float* y;
+    int n, c, tiles;
+    float scale;
+};
+
+JOINED_KERNEL(residual_rank_finish, FinishArgs, (256, 2), finish(a.parts, a.y, a.n, a.c, a.tiles, a.scale, block))
 
 struct Gather {
     int n, k, indices_per_image, resize, log;

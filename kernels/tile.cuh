@@ -9,7 +9,7 @@
 constexpr int TILE_THREADS = 256;
 
 // Mirrors `Tiling` of src/engine/cuda/tile.rs: sizes of a tile, and how many there are of an image.
-struct Tiling {
+struct alignas(8) Tiling {
     int rows, columns, channels;
     int row_tiles, column_tiles, groups;
     int source_rows, source_columns;  // at most
@@ -21,8 +21,8 @@ struct Tile {
     int image, row, column, channel;  // the first of each
     int channels;                     // of this group
 
-    __device__ __forceinline__ Tile(const Tiling& t, int all_channels) {
-        int rest = blockIdx.x, next = rest / t.groups;
+    __device__ __forceinline__ Tile(const Tiling& t, int all_channels, u32 block = blockIdx.x) {
+        int rest = block, next = rest / t.groups;
         channel = (rest - next * t.groups) * t.channels;
         rest = next, next = rest / t.column_tiles;
         column = (rest - next * t.column_tiles) * t.columns;

@@ -70,6 +70,19 @@ fn entry<'a>(images: &'a [Image], module: &str, kernel: &str) -> Option<(&'a str
     Some((header, rest.split(".entry ").next().unwrap_or(rest)))
 }
 
+/// Bytes of each parameter of a kernel; `None` where there is no such kernel.
+pub fn parameters(images: &[Image], module: &str, kernel: &str) -> Option<Vec<usize>> {
+    let (header, _) = entry(images, module, kernel)?;
+    // `.param .u64 name` or `.param .align 8 .b8 name[1000]`
+    let size = |line: &str| {
+        let (kind, name) = line.trim().trim_end_matches(',').rsplit_once(' ')?;
+        let bits: usize = kind.rsplit('.').next()?.get(1..)?.parse().ok()?;
+        let many = name.split_once('[').map_or(Some(1), |(_, n)| n.trim_end_matches(']').parse().ok())?;
+        Some(bits / 8 * many)
+    };
+    header.lines().filter(|line| line.trim().starts_with(".param ")).map(size).collect()
+}
+
 /// Threads of a block by the kernel's launch bounds; `None` where it has none.
 pub fn launch_bound(images: &[Image], module: &str, kernel: &str) -> Option<u32> {
     let (header, _) = entry(images, module, kernel)?;

@@ -68,6 +68,17 @@ const KEY_VALUE: [&str; 4] =
     ["attention_key_value_16", "attention_key_value_32", "attention_key_value_64", "attention_key_value_64"];
 
 pub fn lower(task: &Task) -> Result<Lowered, Unsupported> {
+    lower_beside(task, 0)
+}
+
+/// All with as many warps as the one of most tokens.
+pub fn lower_together(tasks: &[Task]) -> Option<Vec<Lowered>> {
+    let most = tasks.iter().filter_map(|t| t.inputs.first()).map(|x| x.shape.h() * x.shape.w()).max()?;
+    tasks.iter().map(|task| lower_beside(task, most).ok()).collect()
+}
+
+/// With warps for so many tokens, if it has fewer.
+fn lower_beside(task: &Task, most_tokens: usize) -> Result<Lowered, Unsupported> {
     let (a, backward) = match task.op {
         Op::Attention(a) => (a, false),
         Op::AttentionBackward(a) => (a, true),
@@ -77,8 +88,9 @@ pub fn lower(task: &Task) -> Result<Lowered, Unsupported> {
     let (tokens, channels) = (x.h() * x.w(), x.c() / 3);
     let width = channels / a.heads;
     let launch = |kernels: [&'static str; 4], widest: usize, row_sets: usize, args: [Arg; 4]| {
-        let tile = pick_tile(width, widest, tokens, row_sets, task.limits.shared_bytes as usize)
-            .ok_or_else(|| task.unsupported("has heads too wide for this GPU's shared memory"))?;
+        let tile =
+            pick_tile(width, widest, tokens.max(most_tokens), row_sets, task.limits.shared_bytes as usize)
+                .ok_or_else(|| task.unsupported("has heads too wide for this GPU's shared memory"))?;
         let blocks = x.n().saturating_mul(a.heads).saturating_mul(tokens.div_ceil(tile.warps * ROWS));
         // A row number plus a tile must stay below 2³¹, as must a row's stride.
         if blocks >= 1 << 31 || tokens >= 1 << 30 || x.c() >= 1 << 30 {

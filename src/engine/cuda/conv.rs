@@ -72,6 +72,20 @@ fn tiles(transposed: bool, in_group: usize, out_group: usize) -> &'static [Tile]
     }
 }
 
+/// Name of both kernels that add the parts of a split sum, without their width.
+pub const SUM_SPLITS: &str = "conv_sum_splits";
+
+/// What stands for all kernels between which a tile is chosen; `None` for kernels of other families.
+pub fn general(kernel: &str) -> Option<&'static str> {
+    if kernel.starts_with(SUM_SPLITS) {
+        return Some(SUM_SPLITS);
+    }
+    [DENSE, GATHER, RAGGED, ANY, TRANSPOSE, TRANSPOSE_ANY]
+        .into_iter()
+        .find(|tiles| tiles.iter().any(|t| t.kernel == kernel))
+        .map(|tiles| tiles[0].kernel)
+}
+
 /// The product that a tile is chosen for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Product {
@@ -83,36 +97,73 @@ pub struct Product {
     pub copies: usize,
 }
 
-/// The tile and the number of parts into which the sum is split, by a model of the time that the slowest
-/// multiprocessor takes. Its unit is roughly one 16×8×16 product's 2048 multiply-adds over 64:
+impl Product {
+    fn slices(&self) -> usize {
+        self.k.div_ceil(SLICE).max(1)
+    }
+
+    fn results(&self) -> usize {
+        self.m * self.n * self.copies
+    }
+
+    fn blocks(&self, tile: Tile) -> usize {
+        self.m.div_ceil(tile.m) * self.n.div_ceil(tile.n) * self.copies
+    }
+
+    /// Parts into which the sum may be split at most.
+    fn most_splits(&self) -> usize {
+        let by_grid = GRID_YZ / self.copies.max(1);
+        let by_scratch = MOST_PARTIAL / (4 * self.results()).max(1);
+        MOST_SPLITS.min(self.slices().div_ceil(4)).min(by_grid).min(by_scratch).max(1)
+    }
+}
+
+/// The tile of one launch of several products, and the number of parts into which the sum of each is
+/// split, by a model of the time that the slowest multiprocessor takes. Its unit is roughly one 16×8×16
+/// product's 2048 multiply-adds over 64:
 ///
 /// * a block's slice costs its products (m·n) and its copies (24 a row, what makes 128×64 twice as good
 ///   as 32×32 per product), but never less than 6000, the latency of barrier, ldmatrix and mma; up to
 ///   three blocks on a multiprocessor hide it from each other;
 /// * a block costs four slices besides, filling the pipeline and storing;
+/// * blocks of all products share the multiprocessors, but none ends before its own slices are through;
 /// * a split costs a launch and the way of the partial sums through memory.
-pub fn pick_tile(tiles: &[Tile], product: &Product, limits: &Limits) -> (Tile, usize) {
+pub fn pick_tile(tiles: &[Tile], products: &[Product], limits: &Limits) -> (Tile, Vec<usize>) {
     let processors = u64::from(limits.multiprocessors.max(1));
-    let slices = product.k.div_ceil(SLICE).max(1);
-    let results = (product.m * product.n * product.copies) as u64;
-    let mut best = (u64::MAX, tiles[0], 1);
+    // No product's part is longer than so many slices, the longest first.
+    let mut lengths: Vec<usize> = products
+        .iter()
+        .flat_map(|p| (1..=p.most_splits()).map(|splits| p.slices().div_ceil(splits)))
+        .collect();
+    lengths.sort_unstable_by(|a, b| b.cmp(a));
+    lengths.dedup();
+    let mut best = (u64::MAX, tiles[0], vec![1; products.len()]);
     for &tile in tiles {
-        let blocks = product.m.div_ceil(tile.m) * product.n.div_ceil(tile.n) * product.copies;
-        for splits in 1..=MOST_SPLITS.min(slices.div_ceil(4)) {
-            if splits > 1
-                && (product.copies * splits > GRID_YZ || results as usize * splits * 4 > MOST_PARTIAL)
-            {
-                break;
+        let slice = (tile.m * tile.n + 24 * (tile.m + tile.n)) as u64;
+        for most in &lengths {
+            let splits: Vec<usize> =
+                products.iter().map(|p| p.slices().div_ceil(*most).min(p.most_splits())).collect();
+            let (mut blocks, mut work, mut longest, mut padded, mut partial) = (0, 0, 0, 0, 0);
+            for (p, splits) in products.iter().zip(&splits) {
+                let own = p.blocks(tile) as u64;
+                let length = p.slices().div_ceil(*splits) as u64 + 4;
+                blocks += own * *splits as u64;
+                work += own * *splits as u64 * length;
+                longest = longest.max(length);
+                padded += own * (tile.m * tile.n * p.slices()) as u64;
+                if *splits > 1 {
+                    partial += (p.results() * splits) as u64;
+                }
             }
-            let per_processor = ((blocks * splits) as u64).div_ceil(processors);
-            let slice = (tile.m * tile.n + 24 * (tile.m + tile.n)) as u64;
+            let per_processor = blocks.div_ceil(processors);
             let pace = (per_processor * slice).max(per_processor.div_ceil(3) * 6000);
-            let mut cost = pace * (slices.div_ceil(splits) as u64 + 4);
-            if splits > 1 {
-                cost += 80_000 + results * splits as u64 * 30 / processors;
+            let mean = u128::from(pace) * u128::from(work) / u128::from(blocks.max(1));
+            let mut cost = u64::try_from(mean).unwrap_or(u64::MAX / 2).max(longest * slice.max(6000));
+            if partial > 0 {
+                cost += 80_000 + partial * 30 / processors;
             }
             // Of two that take equally long the one that computes less padding.
-            cost += (blocks * tile.m * tile.n * slices) as u64 / processors / 4;
+            cost += padded / processors / 4;
             if cost < best.0 {
                 best = (cost, tile, splits);
             }
@@ -153,6 +204,11 @@ impl Geometry {
             return Err(task.unsupported("has inputs that its epilogue does not name"));
         }
         let (in_group, out_group) = if transposed { (co / conv.groups, ci) } else { (ci, co / conv.groups) };
+        // Pixels and places on the summed axis are 32-bit in the kernel; half the range leaves room for the
+        // padding and for what a tile reaches beyond the end.
+        if [x.rows(), task.out.shape.rows(), kh * kw * in_group].iter().any(|n| *n > 1 << 30) {
+            return Err(task.unsupported("has more than 2^30 pixels or products a result"));
+        }
         Ok(Geometry {
             transposed,
             conv,
@@ -163,6 +219,10 @@ impl Geometry {
             in_group,
             out_group,
         })
+    }
+
+    fn tiles(&self) -> &'static [Tile] {
+        tiles(self.transposed, self.in_group, self.out_group)
     }
 
     /// Phases along one axis of the output.
@@ -223,15 +283,25 @@ impl Geometry {
 
 pub fn lower(task: &Task) -> Result<Lowered, Unsupported> {
     let geometry = Geometry::of(task)?;
-    // Pixels and places on the summed axis are 32-bit in the kernel; half the range leaves room for the
-    // padding and for what a tile reaches beyond the end.
-    let taps = geometry.kernel[0] * geometry.kernel[1];
-    if [geometry.x.rows(), geometry.out.rows(), taps * geometry.in_group].iter().any(|n| *n > 1 << 30) {
-        return Err(task.unsupported("has more than 2^30 pixels or products a result"));
+    let (tile, splits) = pick_tile(geometry.tiles(), &[geometry.product()], &task.limits);
+    launches(task, &geometry, tile, splits[0])
+}
+
+/// Convolutions that take the same tiles, all with the same one; `None` where they do not.
+pub fn lower_together(tasks: &[Task]) -> Option<Vec<Lowered>> {
+    let geometries = tasks.iter().map(|task| Geometry::of(task).ok()).collect::<Option<Vec<_>>>()?;
+    let (first, task) = (geometries.first()?, tasks.first()?);
+    if geometries.iter().any(|g| g.tiles()[0] != first.tiles()[0]) {
+        return None;
     }
+    let products: Vec<Product> = geometries.iter().map(Geometry::product).collect();
+    let (tile, splits) = pick_tile(first.tiles(), &products, &task.limits);
+    let each = tasks.iter().zip(&geometries).zip(splits);
+    each.map(|((task, geometry), splits)| launches(task, geometry, tile, splits).ok()).collect()
+}
+
+fn launches(task: &Task, geometry: &Geometry, tile: Tile, splits: usize) -> Result<Lowered, Unsupported> {
     let product = geometry.product();
-    let choices = tiles(geometry.transposed, geometry.in_group, geometry.out_group);
-    let (tile, splits) = pick_tile(choices, &product, &task.limits);
     let grid = [product.m.div_ceil(tile.m), product.n.div_ceil(tile.n), product.copies * splits];
     if grid[1] > GRID_YZ || grid[2] > GRID_YZ {
         return Err(task.unsupported("has too many channels, groups or a too large stride for one launch"));
@@ -287,7 +357,12 @@ mod tests {
     }
 
     fn pick(m: usize, n: usize, k: usize) -> (Tile, usize) {
-        pick_tile(DENSE, &Product { m, n, k, copies: 1 }, &A100)
+        pick_one(DENSE, Product { m, n, k, copies: 1 })
+    }
+
+    fn pick_one(tiles: &[Tile], product: Product) -> (Tile, usize) {
+        let (tile, splits) = pick_tile(tiles, &[product], &A100);
+        (tile, splits[0])
     }
 
     #[test]
@@ -318,14 +393,14 @@ mod tests {
     #[test]
     fn a_head_of_two_channels_takes_the_narrow_tile() {
         let product = Product { m: 128 * 128, n: 2, k: 576, copies: 1 };
-        assert_eq!(pick_tile(RAGGED, &product, &A100).0.n, 8);
+        assert_eq!(pick_one(RAGGED, product).0.n, 8);
     }
 
     #[test]
     fn no_split_is_longer_than_the_sum() {
         for (m, n, k) in [(1, 8, 8), (1, 8, 33), (4, 8, 4096), (100, 40, 360), (3136, 64, 147)] {
             for tiles in [DENSE, GATHER, RAGGED, ANY, TRANSPOSE, TRANSPOSE_ANY] {
-                let (_, splits) = pick_tile(tiles, &Product { m, n, k, copies: 1 }, &A100);
+                let (_, splits) = pick_one(tiles, Product { m, n, k, copies: 1 });
                 assert!(splits >= 1 && splits <= k.div_ceil(SLICE), "{m}×{n}×{k}: {splits}");
             }
         }

@@ -46,6 +46,16 @@ pub fn lower(task: &Task) -> Result<Lowered, Unsupported> {
     }
 }
 
+/// The launches of operations of one family (`join`), chosen so that they can run as one.
+pub fn together(tasks: &[Task]) -> Result<Vec<Lowered>, Unsupported> {
+    let joined = match tasks.first().map(|task| task.op) {
+        Some(Op::Conv2d { .. } | Op::ConvTranspose { .. }) => conv::lower_together(tasks),
+        Some(Op::Attention(_)) => attention::lower_together(tasks),
+        _ => None,
+    };
+    joined.map_or_else(|| tasks.iter().map(lower).collect(), Ok)
+}
+
 /// One filter a channel, as many channels out as in.
 fn is_depthwise(conv: &Conv, x: Shape) -> bool {
     conv.groups > 1 && conv.groups == x.c()

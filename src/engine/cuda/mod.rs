@@ -1,8 +1,8 @@
 //! The CUDA executor: fp16 storage, fp32 accumulation, one CUDA graph per compiled program.
 //!
 //! `storage` says how values lie in memory, one file per kernel family (the same stem as in `kernels/`)
-//! lowers operations to launches, `lower` dispatches. All of that is pure. `device` and `program` talk
-//! to the driver.
+//! lowers operations to launches, `lower` dispatches, `join` makes one launch of several. All of that is
+//! pure. `device` and `program` talk to the driver.
 
 pub mod attention;
 pub mod augment;
@@ -15,10 +15,12 @@ mod conv_tests;
 pub mod counters;
 pub mod depthwise;
 pub mod device;
+mod draft;
 pub mod elementwise;
 pub mod feed;
 pub mod gemm;
 pub mod heatmap;
+pub mod join;
 pub mod launch;
 pub mod layout;
 pub mod loss;
@@ -40,6 +42,7 @@ mod rows;
 pub mod schedule;
 #[cfg(test)]
 pub(crate) mod simulator;
+mod sources;
 pub mod storage;
 #[cfg(test)]
 mod tests;

@@ -212,6 +212,31 @@ impl View {
     }
 }
 
+/// The kernel that can stand for this one too: sums per channel do for groups of whole vectors.
+pub fn general(kernel: &'static str) -> &'static str {
+    match kernel {
+        "moments_v8" => "moments_v8_channels",
+        "group_norm_fused_v8" => "group_norm_fused_v8_channels",
+        "gradient_sums_v8" => "gradient_sums_v8_channels",
+        other => other,
+    }
+}
+
+/// Lets launches of several norms that differ in that alone have the same kernels.
+pub fn same_variant(all: &mut [Lowered]) {
+    let Some(most) = all.iter().map(|l| l.launches.len()).max() else { return };
+    for i in 0..most {
+        let kernels = || all.iter().filter_map(|l| l.launches.get(i)).map(|l| l.kernel);
+        let Some(first) = kernels().next() else { continue };
+        if kernels().all(|kernel| kernel == first) {
+            continue;
+        }
+        for launch in all.iter_mut().filter_map(|l| l.launches.get_mut(i)).filter(|l| l.module == MODULE) {
+            launch.kernel = general(launch.kernel);
+        }
+    }
+}
+
 fn input(i: usize) -> Arg {
     Arg::Pointer(Place::Input(i))
 }
@@ -381,6 +406,23 @@ pub fn lower_fused(moments: &Task, normalize: &Task) -> Option<Lowered> {
         launch.shared = slab as u32;
     }
     Some(Lowered::one(launch))
+}
+
+/// Moments and the normalisation by them as one operation, in one launch where that can be: a branch whose
+/// pictures are too large for one keeps step with those whose are not.
+pub fn lower_both(moments: &Task, normalize: &Task) -> Option<Lowered> {
+    if let Some(fused) = lower_fused(moments, normalize) {
+        return Some(fused);
+    }
+    let Lowered { mut launches, scratch_bytes } = lower(moments).ok()?;
+    for arg in launches.iter_mut().flat_map(|l| &mut l.args) {
+        if *arg == Arg::Pointer(Place::Out) {
+            *arg = input(1);
+        }
+    }
+    let then = lower(normalize).ok().filter(|then| then.scratch_bytes == 0)?;
+    launches.extend(then.launches);
+    Some(Lowered { launches, scratch_bytes })
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use half::f16;
 use super::buffer::{DeviceBuffer, Pinned};
 use super::device::{DeviceError, Gpu, Priority, call};
 use super::feed::{Addresses, Feed};
+use super::join::{self, Run};
 use super::launch::{Launch, Limits};
 use super::painter::Painter;
 use super::queue::launch_packed;
@@ -95,7 +96,7 @@ impl Program {
     }
 
     /// `beside`: a program that may have the same parameters.
-    fn of(
+    pub(super) fn of(
         mut schedule: Schedule,
         gpu: &Gpu,
         priority: Priority,
@@ -150,22 +151,19 @@ impl Program {
     /// Captures one run.
     fn capture(&mut self) -> Result<(), DeviceError> {
         let mut functions = Vec::new();
-        for step in &self.schedule.steps {
-            for launch in &step.launches {
-                let function = self.gpu.function(launch.module, launch.kernel)?;
-                if launch.shared > 0 {
-                    // Beyond 48 KiB, static and dynamic together, a kernel has to opt in. One kernel may
-                    // be launched with several sizes: it gets all that there is.
-                    let fixed = function.shared_size_bytes().map_err(call("cuFuncGetAttribute"))?;
-                    let most = i64::from(self.gpu.limits().shared_bytes) - i64::from(fixed);
-                    let attribute =
-                        sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-                    function
-                        .set_attribute(attribute, most.max(0) as i32)
-                        .map_err(call("cuFuncSetAttribute"))?;
-                }
-                functions.push(function);
+        for run in &self.schedule.runs {
+            let parts = self.parts(run);
+            let Some((_, first)) = parts.first() else { continue };
+            let function = self.gpu.function(first.module, first.kernel)?;
+            if parts.iter().any(|(_, launch)| launch.shared > 0) {
+                // Beyond 48 KiB, static and dynamic together, a kernel has to opt in. One kernel may
+                // be launched with several sizes: it gets all that there is.
+                let fixed = function.shared_size_bytes().map_err(call("cuFuncGetAttribute"))?;
+                let most = i64::from(self.gpu.limits().shared_bytes) - i64::from(fixed);
+                let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                function.set_attribute(attribute, most.max(0) as i32).map_err(call("cuFuncSetAttribute"))?;
             }
+            functions.push(function);
         }
         self.functions = functions;
         self.graph = self.captured(|program| program.record(None, None))?;
@@ -265,7 +263,7 @@ impl Program {
     fn add(&mut self, mut feed: Feed, alone: bool) -> Result<usize, ProgramError> {
         for side in 0..feed.sides.len() {
             let graph = self.captured(|program| match alone {
-                true => program.launch(&Step::NOWHERE, &feed.sides[side].launch, &feed.function),
+                true => program.launch(&[(&Step::NOWHERE, &feed.sides[side].launch)], &feed.function),
                 false => program.record(Some((&feed, side)), Some(feed.input)),
             })?;
             feed.sides[side].graph = graph;
@@ -343,9 +341,8 @@ impl Program {
     /// that input's copy and conversion.
     fn record(&self, fed: Option<(&Feed, usize)>, filled: Option<usize>) -> Result<(), DeviceError> {
         let stream = self.stream.cu_stream();
-        let filled_port = filled.and_then(|input| self.schedule.inputs.get(input));
         if let Some((feed, side)) = fed {
-            self.launch(&Step::NOWHERE, &feed.sides[side].launch, &feed.function)?;
+            self.launch(&[(&Step::NOWHERE, &feed.sides[side].launch)], &feed.function)?;
         }
         for (index, port) in self.schedule.inputs.iter().enumerate() {
             if filled == Some(index) {
@@ -357,14 +354,17 @@ impl Program {
                 .map_err(call("cuMemcpyHtoDAsync"))?;
         }
         let mut functions = self.functions.iter();
-        for (index, step) in self.schedule.steps.iter().enumerate() {
-            let converts = index < self.schedule.conversions;
-            for launch in &step.launches {
-                let Some(function) = functions.next() else { continue };
-                if converts && filled_port.is_some_and(|port| step.out == port.value) {
-                    continue;
-                }
-                self.launch(step, launch, function)?;
+        for run in &self.schedule.runs {
+            let mut parts = self.parts(run);
+            if parts.is_empty() {
+                continue;
+            }
+            let Some(function) = functions.next() else { continue };
+            if let Some(input) = filled {
+                parts.retain(|(step, _)| step.converts != Some(input));
+            }
+            if !parts.is_empty() {
+                self.launch(&parts, function)?;
             }
         }
         for port in &self.schedule.outputs {
@@ -392,10 +392,30 @@ impl Program {
         block.address + loc.offset as u64
     }
 
-    fn launch(&self, step: &Step, launch: &Launch, function: &CudaFunction) -> Result<(), DeviceError> {
-        let find = |place| step.place(place).map(|lying| (self.address(lying.loc), lying.storage));
-        let mut packed: Vec<Vec<u8>> = launch.args.iter().map(|arg| arg.bytes(find)).collect();
-        launch_packed(&self.stream, function, launch, &mut packed)
+    fn parts(&self, run: &Run) -> Vec<(&Step, &Launch)> {
+        run.parts.iter().filter_map(|part| self.schedule.launch(*part)).collect()
+    }
+
+    /// Launches of one kernel as one.
+    fn launch(&self, parts: &[(&Step, &Launch)], function: &CudaFunction) -> Result<(), DeviceError> {
+        let Some((_, first)) = parts.first() else { return Ok(()) };
+        let launches: Vec<&Launch> = parts.iter().map(|(_, launch)| *launch).collect();
+        let bytes = |(step, launch): &(&Step, &Launch)| -> Vec<Vec<u8>> {
+            let find = |place| step.place(place).map(|lying| (self.address(lying.loc), lying.storage));
+            launch.args.iter().map(|arg| arg.bytes(find)).collect()
+        };
+        let args: Vec<Vec<Vec<u8>>> = parts.iter().map(bytes).collect();
+        let mut packed = match join::joins(first.module, first.kernel) {
+            true => vec![join::packed(&launches, &args)],
+            false => args.into_iter().next().unwrap_or_default(),
+        };
+        let whole = Launch {
+            grid: join::grid(&launches),
+            shared: launches.iter().map(|l| l.shared).max().unwrap_or(0),
+            args: Vec::new(),
+            ..(*first).clone()
+        };
+        launch_packed(&self.stream, function, &whole, &mut packed)
     }
 
     /// Copies the inputs, runs every step once, and copies the outputs; returns when they are there.
@@ -483,8 +503,8 @@ impl Program {
         (self.arena.bytes, self.persistent.bytes)
     }
 
-    pub(super) fn steps(&self) -> &[Step] {
-        &self.schedule.steps
+    pub(super) fn schedule(&self) -> &Schedule {
+        &self.schedule
     }
 
     /// Kernel launches of one run.
@@ -492,14 +512,14 @@ impl Program {
         self.schedule.launches()
     }
 
-    /// The plan as text: one line a launch.
+    /// The plan as text: one line a launch, and for those that run with it one more each, indented.
     pub fn describe(&self) -> String {
         let mut text = String::new();
-        for step in &self.schedule.steps {
-            for l in &step.launches {
+        for run in &self.schedule.runs {
+            for (i, (step, l)) in self.parts(run).into_iter().enumerate() {
                 text.push_str(&format!(
                     "{:<48} {:>24} grid {:>14} block {:>4} shared {:>6} at {:>10}, {:>9} bytes {:?}\n",
-                    step.name,
+                    format!("{}{}", if i == 0 { "" } else { "  + " }, step.name),
                     format!("{}::{}", l.module, l.kernel),
                     format!("{}×{}×{}", l.grid[0], l.grid[1], l.grid[2]),
                     l.block.iter().product::<u32>(),

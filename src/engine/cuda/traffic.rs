@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::counters::{Counted, counted};
 use super::feed::Addresses;
 use super::preprocess;
-use super::schedule::{Lying, Step};
+use super::schedule::{Lying, Schedule, Step};
 use super::{Gpu, Priority, Program};
 use crate::engine::*;
 
@@ -224,12 +224,12 @@ fn measure_one(gpu: &Gpu, case: &Case) -> Result<Row, TrafficError> {
     let stream = program.stream_number();
     let (ran, runs) = counted(gpu, stream, || program.run()).ok_or(TrafficError::NotCounted)?;
     ran.map_err(failed)?;
-    let steps = program.steps();
-    let planned = steps.iter().map(|s| s.launches.len()).sum();
+    let schedule = program.schedule();
+    let planned = schedule.launches();
     if planned != runs.len() {
         return Err(TrafficError::Lost { case: case.name, counted: runs.len(), planned });
     }
-    Ok(row(case, steps, &runs))
+    Ok(row(case, schedule, &runs))
 }
 
 /// Conversions at the ends of the program are not the operation's.
@@ -237,19 +237,19 @@ fn is_conversion(step: &Step) -> bool {
     step.launches.iter().all(|l| l.kernel.starts_with("convert_"))
 }
 
-fn row(case: &Case, steps: &[Step], runs: &[Counted]) -> Row {
+fn row(case: &Case, schedule: &Schedule, runs: &[Counted]) -> Row {
     let mut row = Row::new(case.name, case.bound);
     row.minimum_mma = case.products.map_or(0, Products::mma);
-    let mut runs = runs.iter();
     let mut out_bytes = 0;
-    for step in steps {
-        let own: Vec<&Counted> = runs.by_ref().take(step.launches.len()).collect();
-        if is_conversion(step) {
-            continue;
-        }
+    for step in schedule.steps.iter().filter(|step| !is_conversion(step)) {
         row.paper_bytes += paper_bytes(step);
         out_bytes = step.out.loc.bytes as u64;
-        own.into_iter().for_each(|run| row.add(run));
+    }
+    for (run, counted) in schedule.runs.iter().zip(runs) {
+        let mut steps = run.parts.iter().filter_map(|part| schedule.launch(*part));
+        if !steps.all(|(step, _)| is_conversion(step)) {
+            row.add(counted);
+        }
     }
     let tile = row.kernels.iter().find_map(|k| tile(k));
     row.minimum_bytes = match (case.products, tile) {
