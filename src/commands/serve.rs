@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context;
@@ -22,8 +22,9 @@ use crate::config::{self, Complaint, DaemonConfig, InForceRecord, LineConfig, Lo
 use crate::engine::{Device, DeviceName, Priority, ProgramError, Threads};
 use crate::imaging::RgbImage;
 use crate::line::camera::Camera;
+use crate::line::company::{Known, Partner};
 use crate::line::daemon::{Command, StartError, start};
-use crate::line::standby::Guarded;
+use crate::line::standby::{Guarded, Users};
 use crate::line::{InForce, Judge, Made, NoJudge, Problem, Supplier, camera};
 use crate::model::{Model, ModelError};
 use crate::outputs::http::Server;
@@ -41,6 +42,12 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let examine = |line: &LineConfig| source_complaints(line);
     let config = config::load_with(&args.config, &examine).map_err(|error| refusal(&args.config, error))?;
     start_logging(&config.daemon);
+    if config.daemon.batch > 1 && config.daemon.device == DeviceName::Cpu {
+        tracing::warn!(
+            batch = config.daemon.batch,
+            "The CPU judges one frame at a time: `batch` is for GPUs."
+        );
+    }
     // Before anything that takes time: a SIGTERM during the start must not be lost.
     let commands = listen_for_signals().context("signals cannot be received").or_exit(Exit::Unavailable)?;
     let listener = match config.daemon.http {
@@ -52,6 +59,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
         telemetry: telemetry.clone(),
         config_file: args.config.clone(),
         state_dir: state_dir(&config.daemon),
+        shared: Mutex::default(),
     });
     let address_file = state_dir(&config.daemon).map(|folder| folder.join("http_address"));
     let daemon = start(config, args.config, works, telemetry, listener).map_err(not_started)?;
@@ -100,6 +108,8 @@ struct Works {
     telemetry: Telemetry,
     config_file: PathBuf,
     state_dir: Option<PathBuf>,
+    /// Judges that lines share, by their model's hash, and whom they judge for.
+    shared: Mutex<BTreeMap<String, (Known, Users)>>,
 }
 
 impl Supplier<Frame> for Works {
@@ -121,7 +131,7 @@ impl Supplier<Frame> for Works {
                 }
             };
             let hash = model.hash();
-            let judge = self.judge(line.name.as_str(), model, daemon.device, threads).map_err(no_judge)?;
+            let judge = self.judge(line.name.as_str(), model, daemon, threads).map_err(no_judge)?;
             made.push(Made { hash, judge });
         }
         Ok(made)
@@ -147,29 +157,51 @@ impl Supplier<Frame> for Works {
 }
 
 impl Works {
-    /// Compiles the model for the CPU and, where the configuration names one, for a GPU before it.
+    /// Compiles the model for the CPU and, where the configuration names one, for a GPU before it. Where a GPU judges
+    /// several frames at once, lines of the same model share their judge.
     fn judge(
         &self,
         line: &str,
         model: Arc<Model>,
-        device: DeviceName,
+        daemon: &DaemonConfig,
         threads: usize,
     ) -> Result<Box<dyn Judge>, Problem> {
-        let standby = warm(&model, &Device::from(Threads::new(threads)))?;
+        let (device, batch, hash) = (daemon.device, daemon.batch, model.hash());
+        let name = device.to_string();
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, users)) = shared.get(&hash)
+            && let Some(partner) = known.partner()
+        {
+            users.add(line, &name, &self.telemetry);
+            return Ok(Box::new(partner));
+        }
+        let standby = warm(&model, &Device::from(Threads::new(threads)), 1)?;
         if device == DeviceName::Cpu {
             return Ok(Box::new(standby));
         }
-        let open = move || warm(&model, &open(device, threads, Priority::High).map_err(ProgramError::from)?);
-        let name = device.to_string();
-        Ok(Box::new(Guarded::new(line, &name, standby, open, self.telemetry.clone(), Instant::now())))
+        let open =
+            move || warm(&model, &open(device, threads, Priority::High).map_err(ProgramError::from)?, batch);
+        let judge = Guarded::new(line, &name, standby, open, self.telemetry.clone(), Instant::now());
+        if batch == 1 {
+            return Ok(Box::new(judge));
+        }
+        let users = judge.users();
+        let partner = Partner::new(Box::new(judge), batch);
+        shared.retain(|_, (known, _)| known.partner().is_some());
+        shared.insert(hash, (partner.known(), users));
+        Ok(Box::new(partner))
     }
 }
 
 /// Judges one black picture, so that the first part finds everything in memory.
-fn warm(model: &Model, device: &Device) -> Result<Inspector, RealnetError> {
-    let mut inspector = Inspector::new(model, device)?;
+fn warm(model: &Model, device: &Device, batch: usize) -> Result<Inspector, RealnetError> {
+    let mut inspector = Inspector::for_several(model, device, batch)?;
     let (width, height) = inspector.input_size();
-    inspector.judge(&RgbImage::new(width, height).view(), None)?;
+    let black = RgbImage::new(width, height);
+    inspector.judge(&black.view(), None)?;
+    for n in 2..=batch {
+        inspector.judge_some(&vec![(black.view(), None); n])?;
+    }
     Ok(inspector)
 }
 

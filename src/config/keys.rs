@@ -260,6 +260,10 @@ pub static KEYS: &[Key] = &[
     ),
     key(Daemon, "threads", Kind::Integer { min: 0, max: 256 }, Value("0"), Reload::Daemon)
         .text("Threads that compute. 0 takes one per processor core."),
+    key(Daemon, "batch", Kind::Integer { min: 1, max: 4 }, Value("1"), Reload::Daemon).unit("frames").text(
+        "Frames that a GPU judges at once, of lines with the same model file. Only frames that wait at the same \
+         moment are: no frame waits for others. The CPU judges one at a time.",
+    ),
     key(Daemon, "drain_ms", Kind::Integer { min: 0, max: 600_000 }, Value("5000"), Reload::Daemon)
         .unit("ms")
         .text(

@@ -69,6 +69,8 @@ pub struct DaemonConfig {
     pub device: DeviceName,
     /// 0: one per core.
     pub threads: usize,
+    /// Frames that a GPU judges at once; 1 to 4.
+    pub batch: usize,
     pub drain: Duration,
     pub state_dir: Option<PathBuf>,
     /// `None`: changes are for clients on this machine.
@@ -328,6 +330,7 @@ fn daemon(section: &RawSection, base: &Path, out: &mut Diagnostics<'_>) -> Daemo
         http: read.text("http").and_then(|text| text.parse().ok()),
         device: read.text("device").and_then(|text| text.parse().ok()).unwrap_or_default(),
         threads: read.integer("threads"),
+        batch: read.integer("batch").max(1),
         drain: read.millis("drain_ms"),
         state_dir: read.path("state_dir"),
         token_file: read.path("token_file"),

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Select, Sender, TryRecvError};
 use jiff::{SignedDuration, Timestamp};
 
-use super::desk::{Desk, FrameId, Terms};
+use super::Picture;
+use super::desk::{Desk, FrameId, MOST, Terms};
 use super::heart::{Heart, TICK};
-use super::judge::{Done, Handover, Job, Judge};
+use super::judge::{Answer, Ask, Done, Handover, Job, Judge};
 use super::shared::LineShared;
 use super::trigger::Triggers;
-use super::{Picture, Problem};
 use crate::archive::Archive;
 use crate::capture::Damage;
 use crate::imaging::Heatmap;
@@ -235,16 +235,26 @@ impl<P: Picture> Conductor<P> {
         {
             return false;
         }
-        let Some((line, picture)) = self.desk.next_frame() else { return true };
-        let metrics = &self.seats[line].shared.telemetry.metrics;
-        metrics.stage_queue.observe(now.saturating_duration_since(picture.captured_at()).as_secs_f64());
-        metrics.judge_queue.set(self.desk.waiting(line) as i64);
+        let Some(first) = self.desk.next_frame() else { return true };
         while let Ok(map) = self.spare.try_recv() {
             self.maps.push_back(map);
         }
-        let map = self.maps.pop_front();
-        // One frame is judged at a time and there is room for one beside a handover: this never waits.
-        self.jobs.send(Job::Judge { line, picture, map }).is_ok()
+        let mut asked = [const { None }; MOST];
+        let mut next = Some(first);
+        for place in &mut asked {
+            let Some((line, picture)) = next.take() else { break };
+            *place = Some(self.ask(line, picture, now));
+            next = self.desk.next_beside();
+        }
+        // One job is out at a time and there is room for one beside a handover: this never waits.
+        self.jobs.send(Job::Judge(asked)).is_ok()
+    }
+
+    fn ask(&mut self, line: usize, picture: P, now: Instant) -> Ask<P> {
+        let metrics = &self.seats[line].shared.telemetry.metrics;
+        metrics.stage_queue.observe(now.saturating_duration_since(picture.captured_at()).as_secs_f64());
+        metrics.judge_queue.set(self.desk.waiting(line) as i64);
+        Ask { line, picture, map: self.maps.pop_front() }
     }
 
     /// Nothing is being judged: what comes next is under the new rules, by the new judges. False if nobody
@@ -254,6 +264,11 @@ impl<P: Picture> Conductor<P> {
             self.desk.renew(line, terms);
             self.publish(line, None);
             self.seats[line].rules = rules;
+        }
+        for (line, judge) in
+            judges.iter().enumerate().filter_map(|(line, judge)| Some((line, judge.as_ref()?)))
+        {
+            self.desk.join(line, judge.company());
         }
         let rois = self.seats.iter().map(|seat| seat.rules.roi).collect();
         self.jobs.send(Job::Take(Handover { judges, rois, done })).is_ok()
@@ -301,35 +316,42 @@ impl<P: Picture> Conductor<P> {
         self.late = late;
     }
 
-    fn judged(&mut self, answer: Done<P>) {
+    fn judged(&mut self, done: Done<P>) {
         let now = Instant::now();
         self.expire(now);
-        let Done { line, picture, map, score, began, ended } = answer;
-        let telemetry = Arc::clone(&self.seats[line].shared.telemetry);
-        telemetry.metrics.stage_judge.observe(ended.saturating_duration_since(began).as_secs_f64());
-        let due = self.desk.returned();
-        let outcome = match (due, score) {
-            (None, _) => {
-                telemetry.emit(LineEvent::JudgementDiscarded { sequence: picture.sequence() });
-                None
-            }
-            (Some(id), Ok(score)) => {
-                let verdict = self.seats[line].rules.thresholds.verdict(score);
-                Some((id, verdict, Ok(score)))
-            }
-            (Some(id), Err(error)) => Some((id, Verdict::Unjudged, Err(error))),
-        };
-        let Some((id, verdict, score)) = outcome else {
-            self.maps.extend(map);
-            return;
-        };
-        self.desk.settle(id, verdict);
-        self.publish(line, score.as_ref().ok().copied());
-        // The verdict counts from here; what follows must not keep the inference thread waiting. If it
-        // is gone, the loop will notice.
-        let (record, wants_picture) = self.verdict(id, verdict, score.as_ref().ok().copied(), now);
+        let Done { answers, began, ended } = done;
+        // The verdicts count from here; what follows must not keep the inference thread waiting. If it is gone, the
+        // loop will notice.
+        let settled =
+            answers.map(|answer| self.settled(answer?, ended.saturating_duration_since(began), now));
         self.turn(Instant::now());
-        self.pass_on(line, record, wants_picture, picture, map, score);
+        for (record, wants_picture, answer) in settled.into_iter().flatten() {
+            self.pass_on(record, wants_picture, answer);
+        }
+    }
+
+    /// Counts the verdict of a frame that was judged. `None` where it was given already.
+    fn settled(
+        &mut self,
+        answer: Answer<P>,
+        took: Duration,
+        now: Instant,
+    ) -> Option<(Record, bool, Answer<P>)> {
+        let Answer { line, .. } = answer;
+        let telemetry = Arc::clone(&self.seats[line].shared.telemetry);
+        telemetry.metrics.stage_judge.observe(took.as_secs_f64());
+        let Some(id) = self.desk.returned() else {
+            telemetry.emit(LineEvent::JudgementDiscarded { sequence: answer.picture.sequence() });
+            self.maps.extend(answer.map);
+            return None;
+        };
+        let score = answer.score.as_ref().ok().copied();
+        let verdict =
+            score.map_or(Verdict::Unjudged, |score| self.seats[line].rules.thresholds.verdict(score));
+        self.desk.settle(id, verdict);
+        self.publish(line, score);
+        let (record, wants_picture) = self.verdict(id, verdict, score, now);
+        Some((record, wants_picture, answer))
     }
 
     /// Makes the record of a verdict, and moves metrics and log.
@@ -358,12 +380,9 @@ impl<P: Picture> Conductor<P> {
     /// Sends a judged frame's verdict and picture to their writers.
     fn pass_on(
         &mut self,
-        line: usize,
         mut record: Record,
         wants_picture: bool,
-        picture: P,
-        map: Option<Heatmap>,
-        score: Result<f32, Problem>,
+        Answer { line, picture, map, score, .. }: Answer<P>,
     ) {
         if let Err(error) = score {
             record.reason = Some(Reason::JudgeFailed);

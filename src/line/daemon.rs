@@ -139,8 +139,10 @@ pub fn start<P: Picture>(
     let made = supplier.judges(&config.daemon, &asked).map_err(StartError::Judge)?;
     let mut models = Vec::new();
     let mut judges = Vec::new();
+    let mut companies = Vec::new();
     for ((made, line), stamp) in made.into_iter().zip(&config.lines).zip(stamps) {
         models.push(ModelFacts { hash: made.hash, thresholds: made.judge.thresholds(), stamp });
+        companies.push(made.judge.company());
         judges.push((made.judge, line.roi));
     }
     let worker = judge::start::<P>(judges, Arc::clone(&heart)).map_err(thread("inference"))?;
@@ -155,7 +157,8 @@ pub fn start<P: Picture>(
         .collect::<Result<Vec<_>, _>>()
         .map_err(StartError::Rules)?;
 
-    let maps = if config.archive.is_some() { MAPS + archive::MAPS } else { MAPS } + live::MAPS;
+    // One more is filled for each frame that is judged beside another.
+    let maps = MAPS + live::MAPS + config.daemon.batch - 1 + if config.archive.is_some() { archive::MAPS } else { 0 };
     let (spare_sender, spare) = bounded(maps);
     let (verdicts, verdict_thread) = VerdictWriter::start().map_err(thread("verdict writer"))?;
     let mut threads = Vec::new();
@@ -221,8 +224,12 @@ pub fn start<P: Picture>(
     let (control, control_receiver) = bounded(8);
     let (end_sender, end) = bounded(1);
     let archive_handle = archive.as_ref().map(Archive::handle);
+    let mut desk = Desk::new(config.lines.iter().map(Terms::of));
+    for (line, company) in companies.into_iter().enumerate() {
+        desk.join(line, company);
+    }
     let conductor = Conductor {
-        desk: Desk::new(config.lines.iter().map(Terms::of)),
+        desk,
         seats,
         jobs: worker.jobs,
         done: worker.done,

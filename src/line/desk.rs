@@ -100,7 +100,9 @@ struct Line<P> {
     terms: Terms,
     waiting: VecDeque<Waiting<P>>,
     counts: Counts,
-    judging: bool,
+    /// Frames that are being judged and have no verdict yet.
+    judging: usize,
+    company: Option<Company>,
     /// Triggers whose frame has not come, oldest first. They are bounded where they are fired.
     open: VecDeque<Trigger>,
     /// The number after the last one that was given.
@@ -109,9 +111,22 @@ struct Line<P> {
     passed_over: usize,
 }
 
+/// Frames that are judged at once, at most.
+pub const MOST: usize = 4;
+
+/// Lines whose frames can be judged at once have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Company {
+    /// Of the judge that they share.
+    pub key: usize,
+    /// Frames at once, at most.
+    pub most: usize,
+}
+
 pub struct Desk<P> {
     lines: Vec<Line<P>>,
-    judging: Option<Judging>,
+    /// Those that were given out together, in that order.
+    judging: VecDeque<Judging>,
 }
 
 impl<P: Picture> Desk<P> {
@@ -120,17 +135,25 @@ impl<P: Picture> Desk<P> {
             terms,
             waiting: VecDeque::with_capacity(terms.queue + 1),
             counts: Counts::default(),
-            judging: false,
+            judging: 0,
+            company: None,
             open: VecDeque::with_capacity(trigger::OPEN),
             next_sequence: 0,
             passed_over: 0,
         };
-        Desk { lines: terms.into_iter().map(line).collect(), judging: None }
+        Desk { lines: terms.into_iter().map(line).collect(), judging: VecDeque::with_capacity(MOST) }
     }
 
     /// Whether a frame is being judged.
     pub fn is_judging(&self) -> bool {
-        self.judging.is_some()
+        !self.judging.is_empty()
+    }
+
+    /// Which judge judges the line, if several lines share it.
+    pub fn join(&mut self, line: usize, company: Option<Company>) {
+        if let Some(l) = self.lines.get_mut(line) {
+            l.company = company;
+        }
     }
 
     /// New terms for a line. Frames that no longer fit its queue are dropped as it fills up: the oldest first.
@@ -202,7 +225,7 @@ impl<P: Picture> Desk<P> {
     /// deadlines alone would let a fast line with a short deadline have the device to itself. `None` while a frame is
     /// being judged.
     pub fn next_frame(&mut self) -> Option<(usize, P)> {
-        if self.judging.is_some() {
+        if self.is_judging() {
             return None;
         }
         let others = self.lines.len().saturating_sub(1);
@@ -222,18 +245,45 @@ impl<P: Picture> Desk<P> {
         for (other, l) in self.lines.iter_mut().enumerate() {
             l.passed_over = if other == line || l.waiting.is_empty() { 0 } else { l.passed_over + 1 };
         }
-        let l = self.lines.get_mut(line)?;
-        let Waiting { id, picture } = l.waiting.pop_front()?;
-        l.judging = true;
-        l.recount();
-        self.judging = Some(Judging { id, expired: false });
-        Some((line, picture))
+        Some((line, self.give_out(line)?))
     }
 
-    /// The frame that [`next_frame`](Self::next_frame) gave out came back. `None` if it has its verdict already.
-    /// Otherwise its verdict is due: [`settle`](Self::settle).
+    /// A frame that can be judged together with those given out since nothing was judged: of a line that shares
+    /// their judge and has fewest among them; of such lines the one whose deadline is nearest. Only a frame that is
+    /// there: nobody waits for company.
+    pub fn next_beside(&mut self) -> Option<(usize, P)> {
+        let company = self.judging.front().and_then(|first| self.lines.get(first.id.line)?.company)?;
+        if self.judging.len() >= company.most.min(MOST) {
+            return None;
+        }
+        let urgency = |l: &Line<P>| {
+            let first = l.waiting.front().filter(|_| l.company == Some(company))?;
+            let captured = first.id.captured_at;
+            Some(match l.terms.deadline {
+                Some(deadline) => (l.judging, 0, captured + deadline),
+                None => (l.judging, 1, captured),
+            })
+        };
+        let candidates = self.lines.iter().enumerate().filter_map(|(i, l)| urgency(l).map(|u| (u, i)));
+        let (_, line) = candidates.min()?;
+        self.lines.get_mut(line)?.passed_over = 0;
+        Some((line, self.give_out(line)?))
+    }
+
+    fn give_out(&mut self, line: usize) -> Option<P> {
+        let l = self.lines.get_mut(line)?;
+        let Waiting { id, picture } = l.waiting.pop_front()?;
+        l.judging += 1;
+        l.recount();
+        self.judging.push_back(Judging { id, expired: false });
+        Some(picture)
+    }
+
+    /// The next of the frames that [`next_frame`](Self::next_frame) and [`next_beside`](Self::next_beside) gave out
+    /// came back; they come in that order. `None` if it has its verdict already. Otherwise its verdict is due:
+    /// [`settle`](Self::settle).
     pub fn returned(&mut self) -> Option<FrameId> {
-        let judging = self.judging.take()?;
+        let judging = self.judging.pop_front()?;
         if judging.expired { None } else { Some(judging.id) }
     }
 
@@ -241,7 +291,7 @@ impl<P: Picture> Desk<P> {
     pub fn settle(&mut self, id: FrameId, verdict: Verdict) {
         if let Some(l) = self.lines.get_mut(id.line) {
             l.counts.verdicts[verdict as usize] += 1;
-            l.judging = false;
+            l.judging = l.judging.saturating_sub(1);
             l.recount();
         }
     }
@@ -263,14 +313,15 @@ impl<P: Picture> Desk<P> {
                 late(id, Reason::Deadline);
             }
         }
-        let Some(judging) = self.judging.as_mut().filter(|judging| !judging.expired) else { return };
-        let Some(l) = self.lines.get_mut(judging.id.line) else { return };
-        if l.terms.deadline.is_some_and(|deadline| judging.id.captured_at + deadline <= now) {
-            judging.expired = true;
-            l.judging = false;
-            l.counts.verdicts[Verdict::Late as usize] += 1;
-            l.recount();
-            late(judging.id, Reason::Deadline);
+        for judging in self.judging.iter_mut().filter(|judging| !judging.expired) {
+            let Some(l) = self.lines.get_mut(judging.id.line) else { continue };
+            if l.terms.deadline.is_some_and(|deadline| judging.id.captured_at + deadline <= now) {
+                judging.expired = true;
+                l.judging = l.judging.saturating_sub(1);
+                l.counts.verdicts[Verdict::Late as usize] += 1;
+                l.recount();
+                late(judging.id, Reason::Deadline);
+            }
         }
     }
 
@@ -279,7 +330,7 @@ impl<P: Picture> Desk<P> {
         let waiting =
             self.lines.iter().filter_map(|l| Some(l.waiting.front()?.id.captured_at + l.terms.deadline?));
         let open = self.lines.iter().filter_map(|l| l.open.front().map(|trigger| trigger.at + l.within()));
-        let judging = self.judging.as_ref().filter(|judging| !judging.expired).and_then(|judging| {
+        let judging = self.judging.iter().filter(|judging| !judging.expired).filter_map(|judging| {
             Some(judging.id.captured_at + self.lines.get(judging.id.line)?.terms.deadline?)
         });
         waiting.chain(open).chain(judging).min()
@@ -289,23 +340,21 @@ impl<P: Picture> Desk<P> {
     pub fn clear(&mut self) -> usize {
         let mut dropped = 0;
         for l in &mut self.lines {
-            let n = l.waiting.len() + usize::from(l.judging);
+            let n = l.waiting.len() + l.judging;
             l.waiting.clear();
-            l.judging = false;
+            l.judging = 0;
             l.counts.shutdown += n as u64;
             l.counts.missed += l.open.drain(..).count() as u64;
             l.recount();
             dropped += n;
         }
-        if let Some(judging) = &mut self.judging {
-            judging.expired = true;
-        }
+        self.judging.iter_mut().for_each(|judging| judging.expired = true);
         dropped
     }
 
     /// Whether nothing waits, nothing is judged and no part has yet to get its frame.
     pub fn is_idle(&self) -> bool {
-        self.judging.is_none() && self.lines.iter().all(|l| l.waiting.is_empty() && l.open.is_empty())
+        self.judging.is_empty() && self.lines.iter().all(|l| l.waiting.is_empty() && l.open.is_empty())
     }
 
     pub fn counts(&self, line: usize) -> Counts {
@@ -353,7 +402,7 @@ impl<P> Line<P> {
     /// In flight is what is really there, not what the other counts leave over: so a frame that is lost
     /// or counted twice shows.
     fn recount(&mut self) {
-        self.counts.in_flight = self.waiting.len() as u64 + u64::from(self.judging);
+        self.counts.in_flight = (self.waiting.len() + self.judging) as u64;
     }
 }
 

@@ -64,6 +64,63 @@ fn the_nearest_deadline_is_judged_first_and_lines_without_one_last() {
 }
 
 #[test]
+fn frames_of_lines_that_share_a_judge_go_out_together_the_most_urgent_first_and_lines_in_turn() {
+    let start = Instant::now();
+    let mut desk = Desk::new([500, 100, 300, 50].map(|deadline| terms(4, DropPolicy::Oldest, deadline)));
+    let shared = Some(Company { key: 1, most: 4 });
+    for line in [0, 1, 2] {
+        desk.join(line, shared);
+    }
+    // Three of line 0, one of line 2 and one of a line with a judge of its own.
+    for (line, n) in [(0, 0), (0, 1), (0, 2), (2, 0), (3, 0)] {
+        desk.arrive(line, FakePicture::new(n, start));
+    }
+    let together = |desk: &mut Desk<FakePicture>| {
+        let mut out: Vec<(usize, u64)> =
+            desk.next_frame().map(|(line, p)| (line, p.sequence())).into_iter().collect();
+        while let Some((line, p)) = desk.next_beside() {
+            out.push((line, p.sequence()));
+        }
+        assert!(desk.next_frame().is_none(), "while others are judged");
+        for _ in &out {
+            let id = desk.returned().unwrap();
+            desk.settle(id, Verdict::Good);
+        }
+        assert!(desk.next_beside().is_none(), "nothing is judged that it could go beside");
+        out
+    };
+    assert_eq!(together(&mut desk), [(3, 0)]);
+    // Line 2 is the most urgent, then each line has its turn; line 1 has nothing and nobody waits for it.
+    assert_eq!(together(&mut desk), [(2, 0), (0, 0), (0, 1), (0, 2)]);
+    for line in [0, 1, 2] {
+        desk.arrive(line, FakePicture::new(9, start));
+        desk.arrive(line, FakePicture::new(10, start));
+    }
+    assert_eq!(together(&mut desk), [(1, 9), (2, 9), (0, 9), (1, 10)]);
+    assert!((0..4).all(|line| desk.counts(line).balances()));
+}
+
+#[test]
+fn each_of_the_frames_that_are_judged_together_is_late_by_itself() {
+    let start = Instant::now();
+    let mut desk = Desk::new([terms(4, DropPolicy::Oldest, 100), terms(4, DropPolicy::Oldest, 40)]);
+    for line in [0, 1] {
+        desk.join(line, Some(Company { key: 1, most: 2 }));
+        desk.arrive(line, FakePicture::new(5, start));
+    }
+    assert_eq!(desk.next_frame().map(|(line, _)| line), Some(1));
+    assert_eq!(desk.next_beside().map(|(line, _)| line), Some(0));
+    assert_eq!(desk.next_deadline(), Some(start + MS * 40));
+    assert_eq!(late(&mut desk, start + MS * 41), [(1, 5)]);
+    assert_eq!(desk.next_deadline(), Some(start + MS * 100));
+    assert_eq!(desk.returned(), None, "it has its verdict");
+    let id = desk.returned().unwrap();
+    desk.settle(id, Verdict::Bad);
+    assert_eq!((id.line, desk.is_idle()), (0, true));
+    assert!((0..2).all(|line| desk.counts(line).balances() && desk.counts(line).in_flight == 0));
+}
+
+#[test]
 fn a_frame_that_waits_past_its_deadline_is_late_at_the_deadline_and_not_before() {
     let start = Instant::now();
     let mut desk = Desk::new([terms(4, DropPolicy::Oldest, 100)]);
@@ -127,6 +184,10 @@ fn the_books_balance_after_every_step_of_any_history() {
             .map(|_| terms(1 + random.below(4), policies[random.below(3)], random.below(2) as u32 * 20))
             .collect();
         let mut desk = Desk::new(terms.clone());
+        for line in 0..terms.len() {
+            let shared = random.below(3) > 0;
+            desk.join(line, shared.then_some(Company { key: 1, most: 3 }));
+        }
         let mut sequence = 0;
         let mut ends = std::collections::BTreeMap::new();
         let mut end = |line: usize, sequence: u64, how: &'static str| {
@@ -150,12 +211,16 @@ fn the_books_balance_after_every_step_of_any_history() {
                     }
                 }
                 2 => {
-                    desk.next_frame();
+                    if desk.next_frame().is_some() {
+                        while desk.next_beside().is_some() {}
+                    }
                 }
                 3 => {
-                    if let Some(id) = desk.returned() {
-                        desk.settle(id, Verdict::Good);
-                        end(id.line, id.sequence, "judged");
+                    while desk.is_judging() {
+                        if let Some(id) = desk.returned() {
+                            desk.settle(id, Verdict::Good);
+                            end(id.line, id.sequence, "judged");
+                        }
                     }
                 }
                 _ => {

@@ -1,5 +1,5 @@
-//! The inference thread: owns the judges of all lines, takes one frame at a time and gives back its score and
-//! map; between two frames it takes other judges. It knows no deadline, threshold or output, and allocates nothing once
+//! The inference thread: owns the judges of all lines, takes one frame at a time, or those that a GPU judges at once,
+//! and gives back scores and maps; between two frames it takes other judges. It knows no deadline, threshold or output, and allocates nothing once
 //! it has seen a frame of each line.
 
 use std::io;
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::desk::{Company, MOST};
 use super::heart::Heart;
 use super::{Picture, Problem};
 use crate::imaging::{FrameView, Heatmap, Roi};
@@ -22,6 +23,22 @@ pub trait Judge: Send {
     fn thresholds(&self) -> Thresholds;
 
     fn judge(&mut self, frame: &FrameView<'_>, roi: Option<Roi>) -> Result<Judgement<'_>, Problem>;
+
+    /// Judges frames of lines that share it, and says what became of each, by its place among them.
+    fn judge_some(
+        &mut self,
+        frames: &[(FrameView<'_>, Option<Roi>)],
+        each: &mut dyn FnMut(usize, Result<Judgement<'_>, Problem>),
+    ) {
+        for (i, (frame, roi)) in frames.iter().enumerate() {
+            each(i, self.judge(frame, *roi));
+        }
+    }
+
+    /// With whose frames those of its line can be judged at once.
+    fn company(&self) -> Option<Company> {
+        None
+    }
 
     /// Frames of `line` come from this memory from now on. Told once, before the first of them.
     fn meet(&mut self, line: usize, pages: &Arc<Pages>) {
@@ -41,10 +58,18 @@ impl Judge for Inspector {
 
 /// What the inference thread is given to do.
 pub enum Job<P> {
-    /// A frame to judge. `map` receives the heatmap, if there is one.
-    Judge { line: usize, picture: P, map: Option<Heatmap> },
+    /// Frames to judge at once, from the first place on: by the judge of the first one's line.
+    Judge([Option<Ask<P>>; MOST]),
     /// Other judges and regions, from the next frame on.
     Take(Handover),
+}
+
+/// A frame to judge.
+pub struct Ask<P> {
+    pub line: usize,
+    pub picture: P,
+    /// Receives the heatmap, if there is one.
+    pub map: Option<Heatmap>,
 }
 
 /// What a reload changes for the inference thread.
@@ -58,11 +83,16 @@ pub struct Handover {
 }
 
 /// A frame that was judged.
-pub struct Done<P> {
+pub struct Answer<P> {
     pub line: usize,
     pub picture: P,
     pub map: Option<Heatmap>,
     pub score: Result<f32, Problem>,
+}
+
+/// The frames of a job, judged, at their places.
+pub struct Done<P> {
+    pub answers: [Option<Answer<P>>; MOST],
     pub began: Instant,
     pub ended: Instant,
 }
@@ -109,35 +139,78 @@ struct Seat {
 
 fn run<P: Picture>(mut seats: Vec<Seat>, jobs: &Receiver<Job<P>>, done: &Sender<Done<P>>, heart: &Heart) {
     for job in jobs {
-        let (line, picture, mut map) = match job {
-            Job::Judge { line, picture, map } => (line, picture, map),
+        let mut asked = match job {
+            Job::Judge(asked) => asked,
             Job::Take(handover) => {
                 take(&mut seats, handover);
                 continue;
             }
         };
-        let Some(seat) = seats.get_mut(line) else { continue };
         let began = Instant::now();
         heart.judging(Some(began));
-        if let Some(pages) = picture.pages()
-            && !seat.pages.as_ref().is_some_and(|known| Arc::ptr_eq(known, pages))
-        {
-            seat.judge.meet(line, pages);
-            seat.pages = Some(Arc::clone(pages));
-        }
-        let score = seat.judge.judge(&picture.view(), seat.roi).map(|judgement| {
-            if let Some(map) = &mut map {
-                map.width = judgement.map_width;
-                map.height = judgement.map_height;
-                map.data.clear();
-                map.data.extend_from_slice(judgement.map);
+        for ask in asked.iter().flatten() {
+            if let (Some(pages), Some(seat)) = (ask.picture.pages(), seats.get_mut(ask.line)) {
+                seat.meet(ask.line, pages);
             }
-            judgement.score
-        });
+        }
+        let scores = judge(&mut seats, &mut asked);
         heart.judging(None);
-        let answer = Done { line, picture, map, score, began, ended: Instant::now() };
-        if done.send(answer).is_err() {
+        let mut asked = asked.into_iter().zip(scores);
+        let answers = std::array::from_fn(|_| {
+            let (Some(Ask { line, picture, map }), score) = asked.next()? else { return None };
+            let score = score.unwrap_or_else(|| Err("the judge said nothing of it".into()));
+            Some(Answer { line, picture, map, score })
+        });
+        if done.send(Done { answers, began, ended: Instant::now() }).is_err() {
             return;
+        }
+    }
+}
+
+/// Asks the judge of the first frame's line for all of them.
+fn judge<P: Picture>(
+    seats: &mut [Seat],
+    asked: &mut [Option<Ask<P>>; MOST],
+) -> [Option<Result<f32, Problem>>; MOST] {
+    let mut scores = [const { None }; MOST];
+    let mut maps = [const { None }; MOST];
+    let mut frames = [(FrameView::rgb(&[], 0, 0), None); MOST];
+    let mut judges = None;
+    let mut count = 0;
+    for (place, ask) in asked.iter_mut().enumerate().map_while(|(place, ask)| Some((place, ask.as_mut()?))) {
+        maps[place] = ask.map.take();
+        frames[place] = (ask.picture.view(), seats.get(ask.line).and_then(|seat| seat.roi));
+        judges.get_or_insert(ask.line);
+        count += 1;
+    }
+    if let Some(seat) = judges.and_then(|line| seats.get_mut(line)) {
+        seat.judge.judge_some(&frames[..count], &mut |place, judged| {
+            let (Some(map), Some(score)) = (maps.get_mut(place), scores.get_mut(place)) else { return };
+            *score = Some(judged.map(|judgement| {
+                if let Some(map) = map {
+                    map.width = judgement.map_width;
+                    map.height = judgement.map_height;
+                    map.data.clear();
+                    map.data.extend_from_slice(judgement.map);
+                }
+                judgement.score
+            }));
+        });
+    }
+    for (ask, map) in asked.iter_mut().zip(maps) {
+        if let Some(ask) = ask {
+            ask.map = map;
+        }
+    }
+    scores
+}
+
+impl Seat {
+    /// Tells the judge where the line's frames lie, unless it knows.
+    fn meet(&mut self, line: usize, pages: &Arc<Pages>) {
+        if !self.pages.as_ref().is_some_and(|known| Arc::ptr_eq(known, pages)) {
+            self.judge.meet(line, pages);
+            self.pages = Some(Arc::clone(pages));
         }
     }
 }

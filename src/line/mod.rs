@@ -3,7 +3,7 @@
 //! | constraint | value |
 //! |---|---|
 //! | frames that wait to be judged | `queue` per line; full: `drop` says who gives way, counted |
-//! | frames judged at once | 1 per device, nearest deadline first |
+//! | frames judged at once | 1 per device, nearest deadline first; up to `batch` where lines share a model on a GPU |
 //! | a part past its deadline | verdict late at the deadline, even while another frame is judged |
 //! | who allocates per frame | nobody on the inference thread |
 //! | who waits for an output | nobody (see `outputs`) |
@@ -15,6 +15,7 @@
 //! is a plain value ([`Desk`]) and is tested as one.
 
 pub mod camera;
+pub mod company;
 mod conductor;
 pub mod daemon;
 mod desk;

@@ -3,7 +3,7 @@
 //! less often. A driver's error outlives the context it happened in as long as any line holds on to that,
 //! so a device that several lines share is back when the last of them has let go.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, TryRecvError, bounded};
@@ -23,6 +23,10 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 pub trait Opinion: Send {
     fn thresholds(&self) -> Thresholds;
     fn look(&mut self, frame: &FrameView<'_>, roi: Option<Roi>) -> Result<(), RealnetError>;
+    /// Looks at several frames at once; an error is the device's, or everybody's. `seen` says more.
+    fn look_at_some(&mut self, frames: &[(FrameView<'_>, Option<Roi>)]) -> Result<(), RealnetError>;
+    /// What the last `look_at_some` saw in frame `index`.
+    fn seen(&self, index: usize) -> Option<Result<Judgement<'_>, &RealnetError>>;
     /// Frames of `line` lie in this memory. A device that copies from it may make it its own.
     fn meet(&mut self, line: usize, pages: &Arc<Pages>) -> Result<(), RealnetError> {
         let _ = (line, pages);
@@ -41,6 +45,14 @@ impl Opinion for Inspector {
 
     fn look(&mut self, frame: &FrameView<'_>, roi: Option<Roi>) -> Result<(), RealnetError> {
         self.judge(frame, roi).map(drop)
+    }
+
+    fn look_at_some(&mut self, frames: &[(FrameView<'_>, Option<Roi>)]) -> Result<(), RealnetError> {
+        self.judge_some(frames)
+    }
+
+    fn seen(&self, index: usize) -> Option<Result<Judgement<'_>, &RealnetError>> {
+        self.judged(index)
     }
 
     fn meet(&mut self, line: usize, pages: &Arc<Pages>) -> Result<(), RealnetError> {
@@ -63,22 +75,52 @@ enum State<O> {
     Opening { answer: Receiver<Result<O, RealnetError>>, wait: Duration },
 }
 
+/// The lines that a device judges, and its name while it is there.
+#[derive(Clone, Default)]
+pub struct Users(Arc<Mutex<(Vec<String>, Option<String>)>>);
+
+impl Users {
+    fn lock(&self) -> MutexGuard<'_, (Vec<String>, Option<String>)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One line more, which hears what device it is on.
+    pub fn add(&self, line: &str, device: &str, telemetry: &Telemetry) {
+        let mut users = self.lock();
+        // A reload asks anew for judges that it then finds to be the same.
+        if users.0.iter().any(|known| known == line) {
+            return;
+        }
+        users.0.push(line.to_owned());
+        if let Some(name) = &users.1 {
+            telemetry.emit(Event::DeviceUp { line, device, name });
+        }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.lock().0.clone()
+    }
+}
+
 /// Whose device it is that events speak of.
 struct Report {
-    line: String,
+    users: Users,
     device: String,
     telemetry: Telemetry,
 }
 
 impl Report {
-    fn emit<'a>(&'a self, event: impl FnOnce(&'a str, &'a str) -> Event<'a>) {
-        self.telemetry.emit(event(&self.line, &self.device));
+    /// Tells of every line that the device judges.
+    fn emit(&self, event: impl Fn(&Telemetry, &str, &str)) {
+        for line in self.users.lines() {
+            event(&self.telemetry, &line, &self.device);
+        }
     }
 
     /// Without pinned memory copies take longer, and that is all.
     fn introduce(&self, opinion: &mut impl Opinion, number: usize, pages: &Arc<Pages>) {
         if let Err(error) = opinion.meet(number, pages) {
-            self.emit(|line, device| Event::NotPinned { line, device, error: &error });
+            self.emit(|to, line, device| to.emit(Event::NotPinned { line, device, error: &error }));
         }
     }
 }
@@ -115,7 +157,9 @@ impl<O: Opinion + 'static> Guarded<O> {
             answer
         };
         let waiting = State::Waiting { until: now + FIRST_WAIT, wait: FIRST_WAIT };
-        let report = Report { line: line.to_owned(), device: device.to_owned(), telemetry };
+        let users = Users::default();
+        users.add(line, device, &telemetry);
+        let report = Report { users, device: device.to_owned(), telemetry };
         let mut guarded = Guarded { report, state: waiting, standby, met: vec![], reopen: Box::new(reopen) };
         match first {
             Ok(opinion) => guarded.up(opinion),
@@ -124,9 +168,15 @@ impl<O: Opinion + 'static> Guarded<O> {
         guarded
     }
 
+    /// Whom it judges for.
+    pub fn users(&self) -> Users {
+        self.report.users.clone()
+    }
+
     fn up(&mut self, mut opinion: O) {
         let name = opinion.device();
-        self.report.emit(|line, device| Event::DeviceUp { line, device, name: &name });
+        self.report.emit(|to, line, device| to.emit(Event::DeviceUp { line, device, name: &name }));
+        self.report.users.lock().1 = Some(name);
         for (number, pages) in &self.met {
             self.report.introduce(&mut opinion, *number, pages);
         }
@@ -134,7 +184,8 @@ impl<O: Opinion + 'static> Guarded<O> {
     }
 
     fn failed(&mut self, error: &RealnetError, now: Instant) {
-        self.report.emit(|line, device| Event::DeviceFailed { line, device, error });
+        self.report.users.lock().1 = None;
+        self.report.emit(|to, line, device| to.emit(Event::DeviceFailed { line, device, error }));
         // Lets go of the broken context.
         self.state = State::Waiting { until: now + FIRST_WAIT, wait: FIRST_WAIT };
     }
@@ -153,8 +204,9 @@ impl<O: Opinion + 'static> Guarded<O> {
                 match answer.try_recv() {
                     Ok(Ok(opinion)) => self.up(opinion),
                     Ok(Err(error)) => {
-                        let still = |line, device| Event::DeviceStillDown { line, device, error: &error };
-                        self.report.emit(still);
+                        self.report.emit(|to, line, device| {
+                            to.emit(Event::DeviceStillDown { line, device, error: &error });
+                        });
                         self.state = State::Waiting { until: now + wait, wait };
                     }
                     Err(TryRecvError::Disconnected) => {
@@ -188,6 +240,38 @@ impl<O: Opinion + 'static> Guarded<O> {
     }
 }
 
+impl<O: Opinion + 'static> Guarded<O> {
+    /// On the device at once; where that fails nothing was told of any of them, and the CPU judges one by one.
+    fn judge_some_at(
+        &mut self,
+        frames: &[(FrameView<'_>, Option<Roi>)],
+        now: Instant,
+        each: &mut dyn FnMut(usize, Result<Judgement<'_>, Problem>),
+    ) {
+        self.mind(now);
+        if let (State::Up(opinion), true) = (&mut self.state, frames.len() > 1) {
+            match opinion.look_at_some(frames) {
+                Ok(()) => {
+                    for i in 0..frames.len() {
+                        let seen = opinion.seen(i).unwrap_or(Err(&RealnetError::NotJudged));
+                        each(i, seen.map_err(|error| error.to_string().into()));
+                    }
+                    return;
+                }
+                Err(error) if error.is_device() => self.failed(&error, now),
+                Err(error) => {
+                    let why = error.to_string();
+                    (0..frames.len()).for_each(|i| each(i, Err(why.as_str().into())));
+                    return;
+                }
+            }
+        }
+        for (i, (frame, roi)) in frames.iter().enumerate() {
+            each(i, self.judge_at(frame, *roi, now).map_err(Problem::from));
+        }
+    }
+}
+
 impl<O: Opinion + 'static> Judge for Guarded<O> {
     fn thresholds(&self) -> Thresholds {
         self.standby.thresholds()
@@ -195,6 +279,14 @@ impl<O: Opinion + 'static> Judge for Guarded<O> {
 
     fn judge(&mut self, frame: &FrameView<'_>, roi: Option<Roi>) -> Result<Judgement<'_>, Problem> {
         self.judge_at(frame, roi, Instant::now()).map_err(Problem::from)
+    }
+
+    fn judge_some(
+        &mut self,
+        frames: &[(FrameView<'_>, Option<Roi>)],
+        each: &mut dyn FnMut(usize, Result<Judgement<'_>, Problem>),
+    ) {
+        self.judge_some_at(frames, Instant::now(), each);
     }
 
     fn meet(&mut self, line: usize, pages: &Arc<Pages>) {
@@ -222,6 +314,7 @@ mod tests {
         score: f32,
         good: u32,
         met: Met,
+        some: usize,
     }
 
     fn broken() -> RealnetError {
@@ -236,6 +329,15 @@ mod tests {
         fn look(&mut self, _: &FrameView<'_>, _: Option<Roi>) -> Result<(), RealnetError> {
             self.good = self.good.checked_sub(1).ok_or_else(broken)?;
             Ok(())
+        }
+
+        fn look_at_some(&mut self, frames: &[(FrameView<'_>, Option<Roi>)]) -> Result<(), RealnetError> {
+            self.some = frames.len();
+            self.look(&frames[0].0, None)
+        }
+
+        fn seen(&self, index: usize) -> Option<Result<Judgement<'_>, &RealnetError>> {
+            (index < self.some).then(|| self.last().map_err(|_| &RealnetError::NotJudged))
         }
 
         fn meet(&mut self, line: usize, pages: &Arc<Pages>) -> Result<(), RealnetError> {
@@ -264,10 +366,10 @@ mod tests {
     fn met_by(opens: &Arc<AtomicU32>, from: u32, now: Instant, met: &Met) -> Guarded<Fake> {
         let (opens, met) = (Arc::clone(opens), Arc::clone(met));
         let open = move || match opens.fetch_add(1, Ordering::SeqCst) + 1 >= from {
-            true => Ok(Fake { score: GPU, good: 2, met: Arc::clone(&met) }),
+            true => Ok(Fake { score: GPU, good: 2, met: Arc::clone(&met), some: 0 }),
             false => Err(broken()),
         };
-        let standby = Fake { score: CPU, good: u32::MAX, met: Arc::default() };
+        let standby = Fake { score: CPU, good: u32::MAX, met: Arc::default(), some: 0 };
         Guarded::new("a", "cuda:0", standby, open, Telemetry::new(), now)
     }
 
@@ -302,6 +404,26 @@ mod tests {
         assert_eq!(score(&mut guarded, start + FIRST_WAIT), GPU);
         assert_eq!(guarded.report.telemetry.device_fault("a"), None);
         assert_eq!(opens.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn frames_that_a_device_fails_on_together_are_all_judged_by_the_cpu() {
+        let (opens, start) = (Arc::default(), Instant::now());
+        let mut guarded = guarded(&opens, 1, start);
+        guarded.users().add("b", "cuda:0", &guarded.report.telemetry);
+        let frames = [(FrameView::rgb(&[7; 48], 4, 4), None); 3];
+        for expected in [GPU, GPU, CPU, CPU] {
+            let mut scores = [0.0; 3];
+            guarded.judge_some_at(&frames, start, &mut |i, judged| scores[i] = judged.unwrap().score);
+            assert_eq!(scores, [expected; 3]);
+        }
+        // Every line whose frames they are hears of it.
+        for line in ["a", "b"] {
+            assert!(
+                guarded.report.telemetry.device_fault(line).unwrap().starts_with("cuda:0 failed"),
+                "{line}"
+            );
+        }
     }
 
     #[test]

@@ -135,13 +135,20 @@ impl FakeCamera {
 pub struct FakeJudge {
     pub gate: Option<Receiver<()>>,
     pub map: Vec<f32>,
+    /// Hears how many frames it is given at once.
+    pub given: Option<Sender<usize>>,
     /// Its own thresholds.
     pub thresholds: Thresholds,
 }
 
 impl FakeJudge {
     pub fn new(gate: Option<Receiver<()>>) -> Self {
-        FakeJudge { gate, map: vec![0.5; 4], thresholds: Thresholds { unsure: 100.0, bad: 200.0 } }
+        FakeJudge {
+            gate,
+            map: vec![0.5; 4],
+            given: None,
+            thresholds: Thresholds { unsure: 100.0, bad: 200.0 },
+        }
     }
 }
 
@@ -198,6 +205,19 @@ impl Supplier<FakePicture> for FakeSupplier {
 impl Judge for FakeJudge {
     fn thresholds(&self) -> Thresholds {
         self.thresholds
+    }
+
+    fn judge_some(
+        &mut self,
+        frames: &[(FrameView<'_>, Option<Roi>)],
+        each: &mut dyn FnMut(usize, Result<Judgement<'_>, Problem>),
+    ) {
+        if let Some(given) = &self.given {
+            given.send(frames.len()).expect("the test hears");
+        }
+        for (i, (frame, roi)) in frames.iter().enumerate() {
+            each(i, self.judge(frame, *roi));
+        }
     }
 
     fn judge(&mut self, frame: &FrameView<'_>, _: Option<Roi>) -> Result<Judgement<'_>, Problem> {

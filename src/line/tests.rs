@@ -10,6 +10,7 @@ use crossbeam_channel::{Sender, bounded};
 use serde_json::Value;
 
 use super::Counts;
+use super::company::Partner;
 use super::daemon::{Command, Daemon, RunError, StartError, start};
 use super::shared::Lines;
 use super::testing::{FakeCamera, FakeJudge, FakePicture, FakeSupplier, Recipe};
@@ -569,4 +570,42 @@ fn a_camera_that_cannot_be_built_is_an_error_at_start_with_its_line() {
     let error = start(config, site.path("c.toml"), Arc::new(supplier), Telemetry::new(), None).err().unwrap();
     assert!(matches!(error, StartError::Camera { .. }));
     assert_eq!(error.to_string(), "line a: there is no element `fake`");
+}
+
+#[test]
+fn frames_of_lines_with_one_model_are_judged_together_and_each_has_its_own_verdict() {
+    let site = Site::new();
+    let config = site.configure("device = \"cuda:0\"\nbatch = 4", &["queue = 5", "queue = 5"]);
+    let ((token, gate), (given, heard)) = (bounded(100), bounded(100));
+    let judge = FakeJudge { given: Some(given), ..FakeJudge::new(Some(gate)) };
+    let partner = Partner::new(Box::new(judge), 4);
+    let known = partner.known();
+    let second: Recipe = Box::new(move || Ok(Box::new(known.partner().ok_or("the first line has gone")?)));
+    let (running, cameras) = site.start(config, vec![Box::new(|| Ok(Box::new(partner))), second]);
+    // The first goes by itself: nobody waits for company. Meanwhile others come.
+    cameras[0].capture();
+    assert_eq!(heard.recv_timeout(Duration::from_secs(10)), Ok(1));
+    for n in 2..=4 {
+        cameras[0].capture();
+        running.wait(0, "it waits", |c| c.received == n);
+    }
+    for n in 1..=2 {
+        cameras[1].capture();
+        running.wait(1, "it waits", |c| c.received == n);
+    }
+    (0..6).for_each(|_| token.send(()).unwrap());
+    running.wait(0, "all are judged", |c| c.settled() == 4);
+    running.wait(1, "all are judged", |c| c.settled() == 2);
+    assert_eq!(heard.try_iter().collect::<Vec<_>>(), [4, 1]);
+    drop(cameras);
+    let (result, lines) = running.end();
+    assert_eq!((result, unbalanced(&lines)), (Ok(()), 0));
+    for (line, count) in [("a", 4), ("b", 2)] {
+        let of = |key: &str| -> Vec<f64> {
+            site.verdicts(line).iter().map(|v| v[key].as_f64().unwrap()).collect()
+        };
+        // A frame's number is its score.
+        assert_eq!(of("sequence"), (0..count).map(f64::from).collect::<Vec<_>>());
+        assert_eq!(of("sequence"), of("score"), "line {line}");
+    }
 }

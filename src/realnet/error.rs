@@ -28,6 +28,8 @@ pub enum RealnetError {
          {MAX_INPUT}: the model was not made by `inspectd teach`"
     )]
     InputSize { width: usize, height: usize },
+    #[error("the frame was not judged; this is a fault of inspectd")]
+    NotJudged,
     #[error(transparent)]
     Imaging(#[from] ImagingError),
     #[error(transparent)]
