@@ -20,12 +20,8 @@ pub enum DropReason {
 }
 
 impl DropReason {
-    pub const ALL: [DropReason; 4] = [
-        DropReason::QueueFull,
-        DropReason::NoSlot,
-        DropReason::Unsupported,
-        DropReason::Shutdown,
-    ];
+    pub const ALL: [DropReason; 4] =
+        [DropReason::QueueFull, DropReason::NoSlot, DropReason::Unsupported, DropReason::Shutdown];
 
     /// The metric's label.
     pub fn label(self) -> &'static str {

@@ -158,7 +158,8 @@ pub fn start<P: Picture>(
         .map_err(StartError::Rules)?;
 
     // One more is filled for each frame that is judged beside another.
-    let maps = MAPS + live::MAPS + config.daemon.batch - 1 + if config.archive.is_some() { archive::MAPS } else { 0 };
+    let maps = MAPS + live::MAPS + config.daemon.batch - 1
+        + if config.archive.is_some() { archive::MAPS } else { 0 };
     let (spare_sender, spare) = bounded(maps);
     let (verdicts, verdict_thread) = VerdictWriter::start().map_err(thread("verdict writer"))?;
     let mut threads = Vec::new();

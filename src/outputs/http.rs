@@ -424,7 +424,9 @@ mod tests {
         assert!(metrics.contains("text/plain; version=0.0.4") && metrics.ends_with("inspectd_up 1\n"));
         let health = ask(&server, "/healthz");
         assert!(health.starts_with("HTTP/1.1 200") && health.contains("\"captured\":9"), "{health}");
-        assert!(ask(&server, "/status").contains("<td>cam1<td>runs<td>9<td>4<td>0<td>2<td>1<td>0<td>1<td>0.500"));
+        assert!(
+            ask(&server, "/status").contains("<td>cam1<td>runs<td>9<td>4<td>0<td>2<td>1<td>0<td>1<td>0.500")
+        );
         assert!(ask(&server, "/lines/cam1/heatmap.png").ends_with("PNG!"));
         for missing in ["/lines/cam2/heatmap.png", "/lines/..%2f..%2fetc%2fpasswd/heatmap.png", "/x"] {
             assert!(ask(&server, missing).starts_with("HTTP/1.1 404"), "{missing}");

@@ -22,9 +22,9 @@ mod outlet;
 mod outlets;
 #[cfg(test)]
 mod outlets_tests;
+mod part;
 #[cfg(test)]
 mod plc;
-mod part;
 mod record;
 mod rules;
 #[cfg(test)]
