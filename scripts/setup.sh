@@ -17,7 +17,7 @@ Steps, in order:
   nvrtc    NVIDIA's runtime compiler 12.9 into third_party/nvrtc; build.rs compiles the GPU kernels with it
   weights  EfficientNet-Lite0 with ImageNet weights into weights/ (Apache-2.0)
   data     demo pictures of solar cells into data/elpv_mono (CC BY-NC-SA 4.0)
-  peers    what the tests talk to: mosquitto (Debian packages), pymodbus (BSD) into third_party/pymodbus
+  peers    what the tests talk to: mosquitto and Chromium (Debian packages), pymodbus (BSD) into third_party/pymodbus
 
   --no-apt      installs no system package; says what is missing instead
   --only STEP   only this step
@@ -178,7 +178,14 @@ step_data() {
 }
 
 step_peers() {
-    say "Peers of the tests: mosquitto, pymodbus (BSD-3-Clause; 0.2 MB)"
+    say "Peers of the tests: mosquitto, Chromium (100 MB), pymodbus (BSD-3-Clause; 0.2 MB)"
+    if command -v chromedriver >/dev/null; then
+        note "chromedriver is here"
+    elif command -v dpkg-query >/dev/null; then
+        apt_install peers chromium chromium-driver
+    else
+        die 69 "chromedriver is missing" "install Chromium and its driver, then type: scripts/setup.sh --only peers"
+    fi
     if command -v mosquitto >/dev/null && command -v mosquitto_sub >/dev/null; then
         note "mosquitto is here"
     elif command -v dpkg-query >/dev/null; then

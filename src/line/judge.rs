@@ -1,6 +1,6 @@
-//! The inference thread: owns the judges of all lines, takes one frame at a time, or those that a GPU judges at once,
-//! and gives back scores and maps; between two frames it takes other judges. It knows no deadline, threshold or output, and allocates nothing once
-//! it has seen a frame of each line.
+//! The inference thread: owns the judges of all lines, takes one frame at a time, or those that a GPU judges at
+//! once, and gives back scores and maps; between two frames it takes other judges. It knows no deadline, threshold or
+//! output, and allocates nothing once it has seen a frame of each line.
 
 use std::io;
 use std::sync::Arc;

@@ -119,7 +119,7 @@ impl Live {
         let point = Point {
             line: Arc::clone(&line.name),
             sequence: record.sequence,
-            part_id: record.part_id.clone(),
+            part_id: record.part_id,
             captured_at: record.captured_at.as_millisecond(),
             verdict: record.verdict,
             score: record.score.filter(|score| score.is_finite()),

@@ -319,6 +319,7 @@ pub struct Outlets {
 pub struct Staged(Vec<Slot>);
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a handful of them, for as long as a reload takes")]
 enum Slot {
     /// It runs already.
     Kept {

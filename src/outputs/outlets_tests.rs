@@ -419,7 +419,7 @@ fn a_webhook_posts_the_json_with_its_token_and_tries_again() {
     site.take_over(&tables);
     assert!(!Arc::ptr_eq(&meter, &site.meter(OutletKind::Webhook)), "it is another output");
     std::fs::write(&token, "\n").unwrap();
-    let why = site.outlets.stage(&configure(&site.folder, &tables)).err().expect("no token").to_string();
+    let why = site.outlets.stage(&configure(&site.folder, &tables)).expect_err("no token").to_string();
     assert!(why.contains("visible ASCII") && !why.contains("gehe1m"), "{why}");
 }
 
