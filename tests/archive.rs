@@ -12,6 +12,7 @@ use inspectd::archive::{Filter, Store, part_name};
 use inspectd::outputs::FrameHash;
 use serde_json::Value;
 
+mod daemon;
 mod untaught;
 
 /// Long enough for a debug build on a loaded machine; a good run waits for a small part of it.
@@ -37,12 +38,7 @@ impl Site {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut inspectd = Command::new(env!("CARGO_BIN_EXE_inspectd"));
-        inspectd.args(arguments).args(["--config"]).arg(self.path("c.toml")).env("RUST_BACKTRACE", "0");
-        for name in ["INSPECTD_LOG", "STATE_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_USEC", "JOURNAL_STREAM"] {
-            inspectd.env_remove(name);
-        }
-        inspectd
+        daemon::inspectd(arguments, &self.path("c.toml"))
     }
 
     fn run(&self, arguments: &[&str]) -> Output {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+mod daemon;
 mod http;
 mod untaught;
 
@@ -52,14 +53,7 @@ impl Daemon {
         untaught::model().save(&path("part.safetensors")).unwrap();
         let daemon = "[daemon]\nhttp = \"127.0.0.1:0\"\nstate_dir = \"state\"\n";
         std::fs::write(path("c.toml"), format!("{daemon}{lines}")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_inspectd"))
-            .args(["serve", "--config"])
-            .arg(path("c.toml"))
-            .env("RUST_BACKTRACE", "0")
-            .env_remove("STATE_DIRECTORY")
-            .env_remove("NOTIFY_SOCKET")
-            .env_remove("WATCHDOG_USEC")
-            .env_remove("INSPECTD_LOG")
+        let child = daemon::inspectd(&["serve"], &path("c.toml"))
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(path("log")).unwrap())
             .spawn()

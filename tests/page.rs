@@ -1,10 +1,11 @@
 //! The operator's page in a real browser, on a real daemon with a real stream. `SCREENSHOTS=DIR` keeps pictures.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 mod browser;
+mod daemon;
 mod untaught;
 
 use browser::Browser;
@@ -40,8 +41,7 @@ impl Daemon {
         );
         std::fs::write(path("c.toml"), config).unwrap();
         let log = std::fs::File::create(path("log")).unwrap();
-        let mut serve = Command::new(env!("CARGO_BIN_EXE_inspectd"));
-        serve.args(["serve", "--config"]).arg(path("c.toml")).env_remove("NOTIFY_SOCKET");
+        let mut serve = daemon::inspectd(&["serve"], &path("c.toml"));
         let child = serve.stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let mut daemon = Daemon { child, folder, address: String::new() };
         let limit = Instant::now() + Duration::from_secs(120);

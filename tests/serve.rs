@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+mod daemon;
 mod http;
 mod untaught;
 
@@ -36,11 +37,7 @@ impl Site {
     }
 
     fn command(&self, command: &str) -> Command {
-        let mut inspectd = Command::new(env!("CARGO_BIN_EXE_inspectd"));
-        inspectd.args([command, "--config"]).arg(self.path("c.toml"));
-        inspectd.env("RUST_BACKTRACE", "0").env_remove("INSPECTD_LOG").env_remove("STATE_DIRECTORY");
-        inspectd.env_remove("NOTIFY_SOCKET").env_remove("WATCHDOG_USEC").env_remove("JOURNAL_STREAM");
-        inspectd
+        daemon::inspectd(&[command], &self.path("c.toml"))
     }
 
     fn run(&self, command: &str) -> Output {

@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::store::{Store, StoreError};
 use crate::imaging::Roi;
 use crate::model::{Thresholds, Verdict};
-use crate::telemetry::VERDICTS;
+use crate::telemetry::{VERDICTS, verdict_label, verdict_of};
 
 /// What a person says of a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -243,7 +243,7 @@ impl Store {
             "{COLUMNS} INDEXED BY {index} {JOINED} \
              WHERE v.line = (SELECT id FROM lines WHERE name = ?) AND v.verdict = ?"
         );
-        let label = VERDICTS[verdict as usize].1;
+        let label = verdict_label(verdict);
         let mut values: Vec<Value> = vec![line.to_owned().into(), label.to_owned().into()];
         if let Some(part_id) = &filter.part_id {
             sql.push_str(" AND v.part_id = ?");
@@ -289,7 +289,7 @@ impl Store {
         )?;
         let mut scores: Vec<(i64, f64)> = Vec::new();
         for verdict in [Verdict::Good, Verdict::Unsure, Verdict::Bad] {
-            let label = VERDICTS[verdict as usize].1;
+            let label = verdict_label(verdict);
             let found = query.query_map(params![line, label, limit], |row| Ok((row.get(0)?, row.get(1)?)))?;
             for score in found {
                 scores.push(score?);
@@ -320,10 +320,7 @@ impl Store {
         let [image, heatmap] = super::image_paths(&self.folder, &line, captured_at, sequence);
         let unknown = |what, text: String| StoreError::Content { what, text };
         let verdict: String = row.get(5)?;
-        let verdict = match VERDICTS.iter().find(|(_, label)| *label == verdict) {
-            Some((verdict, _)) => *verdict,
-            None => return Err(unknown("the verdict", verdict)),
-        };
+        let verdict = verdict_of(&verdict).ok_or_else(|| unknown("the verdict", verdict))?;
         let review = match row.get::<_, Option<String>>(16)? {
             None => None,
             Some(label) => Some(Review::from_label(&label).ok_or_else(|| unknown("the review", label))?),

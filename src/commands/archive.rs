@@ -18,7 +18,7 @@ use crate::archive::{Filter, PartKey, Review, Row, Still, Store, StoreError};
 use crate::config;
 use crate::imaging::{FrameView, RgbImage, Roi, heatmap};
 use crate::model::Verdict;
-use crate::telemetry::{VERDICTS, verdict_label};
+use crate::telemetry::{VERDICTS, verdict_label, verdict_of};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -148,9 +148,8 @@ pub fn run(args: Args) -> Result<(), Failure> {
 }
 
 fn verdict(text: &str) -> Result<Verdict, String> {
-    let found = VERDICTS.iter().find(|(_, label)| *label == text);
     let all: Vec<&str> = VERDICTS.iter().map(|(_, label)| *label).collect();
-    found.map(|(verdict, _)| *verdict).ok_or_else(|| format!("one of {}", all.join(", ")))
+    verdict_of(text).ok_or_else(|| format!("one of {}", all.join(", ")))
 }
 
 fn time(text: &str) -> Result<Timestamp, String> {

@@ -25,7 +25,7 @@ async function ask(path, options = {}) {
 function card(name) {
   if (cards.has(name)) return cards.get(name);
   const node = $("#line-card").content.firstElementChild.cloneNode(true);
-  const made = { name, node, points: [], thresholds: null, asked: false, shown: -1 };
+  const made = { name, node, points: [], thresholds: null, shown: -1 };
   text($(".name", node), name);
   $(".heat", node).addEventListener("change", () => picture(made, true));
   for (const which of ["unsure", "bad"]) $(`input.${which}`, node).addEventListener("input", () => whatIf(made));
@@ -78,15 +78,13 @@ function health(report) {
   const faults = [];
   for (const line of report.lines) {
     const made = card(line.line);
-    made.thresholds = line.thresholds ?? made.thresholds;
     const state = $(".state", made.node);
     text(state, line.why ?? (line.ended ? "ended" : "runs"));
     state.className = `pill state ${line.ok ? "ok" : "sick"}`;
     if (line.why) faults.push(`${line.line}: ${line.why}`);
     if (line.device_fault) faults.push(`${line.line}: ${line.device_fault}`);
     const counts = $(".counts", made.node);
-    const rows = [...VERDICTS, "captured", "dropped", "in_flight", "restarts", "brightness", "sharpness"]
-      .filter((key) => line[key] != null);
+    const rows = [...VERDICTS, "captured", "dropped", "in_flight", "restarts"];
     counts.replaceChildren(...rows.map((key) => {
       const row = document.createElement("div");
       const [dt, dd] = [document.createElement("dt"), document.createElement("dd")];
@@ -152,7 +150,6 @@ function sliders(made) {
     slider.value = Math.round((made.thresholds[which] - low) / (high - low) * 1000);
   }
   made.range = [low, high];
-  made.touched = false;
 }
 
 function whatIf(made) {

@@ -36,6 +36,7 @@ use crate::model::{Thresholds, Verdict};
 use crate::outputs::access::Access;
 use crate::outputs::http::{Board, Shown, denied, refuse};
 use crate::outputs::live::{HISTORY, jpeg};
+use crate::telemetry::verdict_of;
 
 /// Parts in one answer.
 const MOST_PARTS: usize = 200;
@@ -205,10 +206,7 @@ struct Wanted {
 
 impl Wanted {
     fn filter(&self) -> Result<Filter, String> {
-        let verdict = |text: &String| {
-            let quoted = serde_json::Value::from(text.as_str());
-            serde_json::from_value(quoted).map_err(|_| format!("{text:?} is no verdict"))
-        };
+        let verdict = |text: &String| verdict_of(text).ok_or_else(|| format!("{text:?} is no verdict"));
         Ok(Filter {
             lines: self.line.iter().cloned().collect(),
             verdicts: match &self.verdict {

@@ -20,6 +20,11 @@ pub fn verdict_label(verdict: Verdict) -> &'static str {
     VERDICTS[verdict as usize].1
 }
 
+/// The verdict with that label.
+pub fn verdict_of(label: &str) -> Option<Verdict> {
+    VERDICTS.iter().find(|(_, other)| *other == label).map(|(verdict, _)| *verdict)
+}
+
 /// A counter whose value is kept elsewhere and copied here for each scrape.
 #[derive(Debug)]
 struct Mirror(IntCounter);
@@ -219,6 +224,7 @@ mod tests {
     fn verdict_labels_stand_at_their_verdict_and_are_those_of_the_json() {
         for (verdict, label) in VERDICTS {
             assert_eq!(verdict_label(verdict), label);
+            assert_eq!(verdict_of(label), Some(verdict));
             assert_eq!(serde_json::to_string(&verdict).unwrap(), format!("\"{label}\""));
         }
     }

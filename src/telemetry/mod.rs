@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 pub use event::{Event, LineEvent, LineTelemetry, Reload};
-pub use line::{FrameCounts, LineMetrics, Output, OutputFault, VERDICTS, verdict_label};
+pub use line::{FrameCounts, LineMetrics, Output, OutputFault, VERDICTS, verdict_label, verdict_of};
 pub use metrics::{Kind, METRICS, Metric, Metrics};
 pub use outlet::{Loss, OutletKind, OutletMeter};
 

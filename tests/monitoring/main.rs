@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use inspectd::telemetry::{Kind, METRICS};
 use serde_json::Value;
 
+#[path = "../daemon/mod.rs"]
+mod daemon;
 mod dashboard;
 #[path = "../http/mod.rs"]
 mod http;
@@ -175,11 +177,7 @@ fn daemon(folder: &Path) -> (Running, String) {
          source = \"videotestsrc is-live=true ! video/x-raw,format=RGB,width=64,height=64,framerate=20/1\"\n\
          [line.outputs]\nverdicts = \"off\"\n";
     std::fs::write(folder.join("c.toml"), config).unwrap();
-    let mut inspectd = Command::new(env!("CARGO_BIN_EXE_inspectd"));
-    inspectd.args(["serve", "--config"]).arg(folder.join("c.toml"));
-    for unset in ["INSPECTD_LOG", "STATE_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_USEC", "JOURNAL_STREAM"] {
-        inspectd.env_remove(unset);
-    }
+    let mut inspectd = daemon::inspectd(&["serve"], &folder.join("c.toml"));
     let log = std::fs::File::create(folder.join("log")).unwrap();
     let running = Running(inspectd.stdout(Stdio::null()).stderr(log).spawn().unwrap());
     let address = wait("the daemon's address", || {

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 mod broker;
+#[path = "../daemon/mod.rs"]
+mod daemon;
 #[path = "../http/mod.rs"]
 mod http;
 mod plc;
@@ -100,9 +102,8 @@ impl Site {
     fn start(&self) -> (Process, String) {
         let _ = std::fs::remove_file(self.path("state/http_address"));
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path("log")).unwrap();
-        let mut inspectd = Command::new(env!("CARGO_BIN_EXE_inspectd"));
-        inspectd.args(["serve", "--config"]).arg(self.path("c.toml")).stdout(Stdio::null()).stderr(log);
-        inspectd.env("RUST_BACKTRACE", "0").env_remove("INSPECTD_LOG").env_remove("NOTIFY_SOCKET");
+        let mut inspectd = daemon::inspectd(&["serve"], &self.path("c.toml"));
+        inspectd.stdout(Stdio::null()).stderr(log);
         let daemon = Process::start(&mut inspectd, "inspectd");
         let address = wait("the daemon", || std::fs::read_to_string(self.path("state/http_address")).ok());
         (daemon, address.trim().to_owned())
